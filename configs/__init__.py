@@ -1,0 +1,1 @@
+"""One YAML for each variant; installed with the package so that `--config B3` works anywhere."""

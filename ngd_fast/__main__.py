@@ -1,0 +1,3 @@
+from ngd_fast.cli import main
+
+main()

@@ -1,0 +1,146 @@
+"""Reading and writing files so that a crash or a full disk never leaves half of one, and nothing is unpickled."""
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import tempfile
+import zipfile
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ngd_fast.errors import UserError
+
+SUMS_NAME = "SHA256SUMS.txt"
+
+
+@contextlib.contextmanager
+def atomic_path(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, else removed.
+
+    The old file survives any failure. A full disk or a folder that cannot be written is a UserError.
+    """
+    path = Path(path)
+    temporary = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        os.close(handle)
+        temporary = Path(name)
+        yield temporary
+        with open(temporary, "rb") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        temporary = None
+    except OSError as error:
+        raise _disk_error(error, path) from error
+    finally:
+        if temporary is not None:
+            temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _disk_error(error: OSError, path: Path) -> UserError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return UserError(f"{path}: no space left on the disk; nothing was changed")
+    return UserError(f"{path}: cannot be written ({error.strerror or error})")
+
+
+def write_text(path: str | Path, text: str) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write JSON with sorted keys, so that equal content has equal checksums. NaN is refused: JSON has none."""
+    write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
+
+
+def read_json(path: str | Path) -> Any:
+    path = Path(path)
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: not valid JSON ({error})") from None
+
+
+def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
+    """Write an NPZ whose bytes depend on the arrays alone (NumPy stamps no time into it). No object arrays."""
+    for name, array in arrays.items():
+        if np.asarray(array).dtype.hasobject:
+            raise TypeError(f"{name}: object arrays would have to be pickled")
+    with atomic_path(path) as temporary:
+        with open(temporary, "wb") as file:
+            (np.savez_compressed if compress else np.savez)(file, **arrays)
+
+
+def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Read all arrays of an NPZ, without pickle. Missing, truncated or incomplete files are UserErrors."""
+    path = Path(path)
+    if not path.exists():
+        raise UserError(f"{path}: no such file")
+    try:
+        with np.load(path, allow_pickle=False) as archive:
+            if not isinstance(archive, np.lib.npyio.NpzFile):
+                raise UserError(f"{path}: not an NPZ archive")
+            missing = [name for name in required if name not in archive.files]
+            if missing:
+                raise UserError(f"{path}: lacks {', '.join(missing)} (has {', '.join(archive.files) or 'nothing'})")
+            return {name: archive[name] for name in archive.files}
+    except UserError:
+        raise
+    except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+        raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
+
+
+def sha256(path: str | Path) -> str:
+    """SHA-256 of a file as 64 hexadecimal digits."""
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def write_sums(folder: str | Path, *, exclude: tuple[str, ...] = ()) -> Path:
+    """Write SHA256SUMS.txt over every file below ``folder`` in the form that ``sha256sum -c`` reads."""
+    folder = Path(folder)
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS_NAME and not p.name.startswith("."))
+    lines = [
+        f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n"
+        for p in files
+        if not any(p.relative_to(folder).match(pattern) for pattern in exclude)
+    ]
+    write_text(folder / SUMS_NAME, "".join(lines))
+    return folder / SUMS_NAME
+
+
+def check_sums(folder: str | Path) -> list[str]:
+    """Compare a folder with its SHA256SUMS.txt; one line for each file that is missing or changed."""
+    folder = Path(folder)
+    sums = folder / SUMS_NAME
+    if not sums.exists():
+        raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?")
+    problems = []
+    for number, line in enumerate(sums.read_text(encoding="utf-8").splitlines(), 1):
+        digest, separator, name = line.partition("  ")
+        if not separator or len(digest) != 64:
+            raise UserError(f"{sums}: line {number} is not a checksum line")
+        path = folder / name
+        if not path.exists():
+            problems.append(f"{name}: missing")
+        elif sha256(path) != digest:
+            problems.append(f"{name}: changed")
+    return problems

@@ -1,0 +1,122 @@
+"""Builds the C++ extension everywhere and the CUDA one where torch has CUDA and a fitting nvcc is there.
+
+Environment: NGD_FAST_CUDA=auto|1|0 (build CUDA where possible | or fail | never), TORCH_CUDA_ARCH_LIST, MAX_JOBS,
+CUDA_HOME: as torch.utils.cpp_extension reads them. No GPU is needed to compile. Everything else is in pyproject.toml.
+"""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+from setuptools import setup
+
+ROOT = Path(__file__).parent
+NEEDS_NO_TORCH = {"sdist", "egg_info", "dist_info", "clean", "--version", "--name"}
+
+
+def sources(folder, *suffixes):
+    return sorted(p.relative_to(ROOT).as_posix() for s in suffixes for p in (ROOT / "csrc" / folder).glob(f"*{s}"))
+
+
+def nvcc_release(cuda_home):
+    """'13.0' for the nvcc below ``cuda_home``, or None."""
+    try:
+        text = subprocess.run(
+            [Path(cuda_home) / "bin" / "nvcc", "--version"], capture_output=True, text=True, check=True
+        ).stdout
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    match = re.search(r"release (\d+\.\d+)", text)
+    return match.group(1) if match else None
+
+
+def why_no_cuda(torch, cuda_home):
+    """The reason not to build the CUDA backend, in one line; empty where it can be built."""
+    if torch.version.cuda is None:
+        return f"this PyTorch ({torch.__version__}) was built without CUDA"
+    release = nvcc_release(cuda_home) if cuda_home else None
+    if release is None:
+        return f"nvcc was not found (PyTorch was built with CUDA {torch.version.cuda}; set CUDA_HOME to that toolkit)"
+    if release.split(".")[0] != torch.version.cuda.split(".")[0]:
+        return f"nvcc is CUDA {release} but PyTorch was built with CUDA {torch.version.cuda}: the major versions must agree"
+    return ""
+
+
+def default_arch_list(cuda_home):
+    """Every architecture we tune for that this nvcc knows; PTX of the last for those to come."""
+    listed = subprocess.run([Path(cuda_home) / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
+    known = [a for a in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0") if f"compute_{a.replace('.', '')}" in listed.split()]
+    return ";".join(known) + "+PTX"
+
+
+def extensions():
+    try:
+        import torch
+        from torch.utils import cpp_extension
+    except ImportError:
+        if NEEDS_NO_TORCH & set(sys.argv):
+            return [], {}
+        sys.exit(
+            "error: ngd_fast is built against the PyTorch it will run with, and none is installed here. "
+            "Install torch, then: pip install --no-build-isolation ."
+        )
+
+    wish = os.environ.get("NGD_FAST_CUDA", "auto")
+    if wish not in ("auto", "1", "0"):
+        sys.exit(f"error: NGD_FAST_CUDA={wish}: must be auto, 1 or 0")
+    reason = "switched off by NGD_FAST_CUDA=0 when ngd_fast was built" if wish == "0" else ""
+    reason = reason or why_no_cuda(torch, cpp_extension.CUDA_HOME)
+    if reason and wish == "1":
+        sys.exit(f"error: NGD_FAST_CUDA=1, but {reason}")
+
+    include = [str(ROOT / "csrc")]
+    # Not -march=native: a wheel must run on other machines. csrc/cpu chooses its instruction set when it is loaded.
+    cxx = ["-O3", "-std=c++20" if _torch_at_least(torch, 2, 12) else "-std=c++17", "-fopenmp", "-Wno-unknown-pragmas"]
+    modules = [
+        cpp_extension.CppExtension(
+            "ngd_fast._C",
+            sources("cpu", ".cpp"),
+            include_dirs=include,
+            extra_compile_args={"cxx": cxx},
+            extra_link_args=["-fopenmp"],
+        )
+    ]
+    if not reason:
+        os.environ.setdefault("TORCH_CUDA_ARCH_LIST", default_arch_list(cpp_extension.CUDA_HOME))
+        modules.append(
+            cpp_extension.CUDAExtension(
+                "ngd_fast._C_cuda",
+                sources("cuda", ".cpp", ".cu"),
+                include_dirs=include,
+                extra_compile_args={"cxx": cxx, "nvcc": ["-O3", cxx[1], "-lineinfo", "--expt-relaxed-constexpr"]},
+            )
+        )
+
+    class BuildExtension(cpp_extension.BuildExtension):
+        """Also leaves a note of what was built and why not the rest; `ngd-fast doctor` reads it."""
+
+        def run(self):
+            super().run()
+            lines = [
+                '"""Written by setup.py when the extensions were built."""\n',
+                f"TORCH_VERSION = {torch.__version__!r}",
+                f"CUDA_VERSION = {torch.version.cuda if not reason else None!r}",
+                f"CUDA_ARCH_LIST = {os.environ.get('TORCH_CUDA_ARCH_LIST', '') if not reason else ''!r}",
+                f"WHY_NO_CUDA = {reason!r}",
+            ]
+            folder = ROOT if self.inplace else Path(self.build_lib)
+            (folder / "ngd_fast" / "_build_info.py").write_text("\n".join(lines) + "\n")
+            if reason:
+                print(f"ngd_fast: built without the CUDA backend: {reason}")
+
+    return modules, {"build_ext": BuildExtension}
+
+
+def _torch_at_least(torch, major, minor):
+    return tuple(int(part) for part in torch.__version__.split(".")[:2]) >= (major, minor)
+
+
+ext_modules, cmdclass = extensions()
+setup(ext_modules=ext_modules, cmdclass=cmdclass)
