@@ -40,14 +40,16 @@ def why_no_cuda(torch, cuda_home):
     if release is None:
         return f"nvcc was not found (PyTorch was built with CUDA {torch.version.cuda}; set CUDA_HOME to that toolkit)"
     if release.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is CUDA {release} but PyTorch was built with CUDA {torch.version.cuda}: the major versions must agree"
+        return f"nvcc is CUDA {release} but PyTorch was built with CUDA {torch.version.cuda}: their major versions differ"
     return ""
 
 
 def default_arch_list(cuda_home):
     """Every architecture we tune for that this nvcc knows; PTX of the last for those to come."""
-    listed = subprocess.run([Path(cuda_home) / "bin" / "nvcc", "--list-gpu-arch"], capture_output=True, text=True).stdout
-    known = [a for a in ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0") if f"compute_{a.replace('.', '')}" in listed.split()]
+    nvcc = Path(cuda_home) / "bin" / "nvcc"
+    listed = subprocess.run([nvcc, "--list-gpu-arch"], capture_output=True, text=True).stdout.split()
+    wanted = ("8.0", "8.6", "8.9", "9.0", "10.0", "12.0")
+    known = [arch for arch in wanted if f"compute_{arch.replace('.', '')}" in listed]
     return ";".join(known) + "+PTX"
 
 

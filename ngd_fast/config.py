@@ -4,6 +4,7 @@ A room defines its own models as subclasses of :class:`Config`; :func:`load_conf
 :class:`~ngd_fast.errors.UserError` that names the key, what came, and what was wanted.
 """
 
+import contextlib
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
@@ -71,10 +72,8 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number means a string.
-        try:
+        with contextlib.suppress(ValueError):
             value = float(value)
-        except ValueError:
-            pass
     *parents, last = key.strip().split(".")
     node = data
     for parent in parents:

@@ -1,0 +1,89 @@
+"""Files are written whole or not at all, and read without unpickling."""
+
+import errno
+import os
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from ngd_fast.artifacts import files
+from ngd_fast.errors import UserError
+
+
+def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
+    path = tmp_path / "a.txt"
+    files.write_text(path, "old")
+
+    def interrupted_write():
+        with files.atomic_path(path) as temporary:
+            temporary.write_text("half of the n")
+            raise RuntimeError("power cut")
+
+    with pytest.raises(RuntimeError):
+        interrupted_write()
+    assert path.read_text() == "old"
+    assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):
+    path = tmp_path / "a.npz"
+    files.save_npz(path, {"x": np.arange(3)})
+
+    def full(*_):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(UserError, match="no space left"):
+        files.save_npz(path, {"x": np.arange(4)})
+    assert files.load_npz(path)["x"].tolist() == [0, 1, 2]
+    assert os.listdir(tmp_path) == ["a.npz"]
+
+
+def test_npz_bytes_depend_on_the_arrays_alone(tmp_path):
+    for name in ("a", "b"):
+        files.save_npz(tmp_path / f"{name}.npz", {"x": np.arange(5), "s": np.array("text")})
+    assert files.sha256(tmp_path / "a.npz") == files.sha256(tmp_path / "b.npz")
+
+
+def test_object_arrays_are_neither_written_nor_read(tmp_path):
+    with pytest.raises(TypeError):
+        files.save_npz(tmp_path / "a.npz", {"x": np.array([{}], dtype=object)})
+    np.savez(tmp_path / "b.npz", x=np.array([{}], dtype=object))
+    with pytest.raises(UserError, match=r"b\.npz"):
+        files.load_npz(tmp_path / "b.npz")
+
+
+@pytest.mark.parametrize("keep", [0, 10, 200])
+def test_truncated_npz(tmp_path, keep):
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.arange(1000))
+    path.write_bytes(path.read_bytes()[:keep])
+    with pytest.raises(UserError, match=r"a\.npz"):
+        files.load_npz(path)
+
+
+def test_missing_arrays_are_named(tmp_path):
+    np.savez(tmp_path / "a.npz", x=np.arange(3))
+    with pytest.raises(UserError, match=r"lacks labels \(has x\)"):
+        files.load_npz(tmp_path / "a.npz", required=("x", "labels"))
+
+
+def test_sums_are_what_sha256sum_checks(tmp_path):
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "sub" / "b c.txt").write_text("b")
+    files.write_sums(tmp_path)
+    assert files.check_sums(tmp_path) == []
+    if shutil.which("sha256sum"):
+        subprocess.run(["sha256sum", "--check", "--strict", files.SUMS_NAME], cwd=tmp_path, check=True)
+    (tmp_path / "a.txt").write_text("A")
+    (tmp_path / "sub" / "b c.txt").unlink()
+    assert files.check_sums(tmp_path) == ["a.txt: changed", "sub/b c.txt: missing"]
+
+
+def test_json_has_no_nan(tmp_path):
+    with pytest.raises(ValueError):
+        files.write_json(tmp_path / "a.json", {"x": float("nan")})
+    assert os.listdir(tmp_path) == []

@@ -1,0 +1,60 @@
+"""The typed configuration: what is read is what was written, and every mistake names its key."""
+
+import pytest
+
+from ngd_fast.config import Config, dump_config, load_config
+from ngd_fast.errors import UserError
+
+
+class Inner(Config):
+    rate: float = 0.5
+    steps: int = 3
+
+
+class Outer(Config):
+    name: str = "a"
+    inner: Inner = Inner()
+    optional: Inner | None = None
+
+
+def test_yaml_then_overrides_then_dump_round_trip(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("name: b\ninner:\n  rate: 0.25\n")
+    config = load_config(Outer, path, ["inner.steps=7", "optional.rate=1e-3"])
+    assert config == Outer(name="b", inner=Inner(rate=0.25, steps=7), optional=Inner(rate=1e-3))
+    again = tmp_path / "again.yaml"
+    again.write_text(dump_config(config))
+    assert load_config(Outer, again) == config
+
+
+@pytest.mark.parametrize(
+    ("overrides", "needles"),
+    [
+        (["inner.rat=1"], ["inner.rat", "did you mean inner.rate"]),
+        (["nmae=1"], ["nmae", "did you mean name"]),
+        (["optional.stesp=1"], ["did you mean optional.steps"]),
+        (["inner.steps=many"], ["inner.steps", "many"]),
+        (["inner.steps=1.5"], ["inner.steps", "1.5"]),
+        (["inner.rate=.nan"], ["inner.rate"]),
+        (["inner"], ["key=value"]),
+        (["name.x=1", "name=2"], ["name"]),
+    ],
+)
+def test_mistakes_name_the_key(overrides, needles):
+    with pytest.raises(UserError) as caught:
+        load_config(Outer, None, overrides)
+    for needle in needles:
+        assert needle in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
+def test_files_that_are_no_configuration(tmp_path, text):
+    path = tmp_path / "c.yaml"
+    path.write_text(text)
+    with pytest.raises(UserError, match=r"c\.yaml"):
+        load_config(Outer, path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(UserError, match="no such configuration file"):
+        load_config(Outer, tmp_path / "absent.yaml")
