@@ -40,7 +40,7 @@ def why_no_cuda(torch, cuda_home):
     if release is None:
         return f"nvcc was not found (PyTorch was built with CUDA {torch.version.cuda}; set CUDA_HOME to that toolkit)"
     if release.split(".")[0] != torch.version.cuda.split(".")[0]:
-        return f"nvcc is CUDA {release} but PyTorch was built with CUDA {torch.version.cuda}: their major versions differ"
+        return f"nvcc is CUDA {release}, PyTorch was built with CUDA {torch.version.cuda}: their major versions differ"
     return ""
 
 

@@ -1,0 +1,140 @@
+"""What a user installs: the sdist holds every source, a wheel works elsewhere, and a build that cannot be says why."""
+
+import os
+import subprocess
+import sys
+import tarfile
+import textwrap
+import zipfile
+
+import pytest
+
+OPTIONAL = ("mne", "h5py", "matplotlib", "nvidia", "triton", "onnx", "onnxruntime", "onnxscript", "umap", "timm")
+
+
+def run(*command, cwd=None, env=None, check=True):
+    result = subprocess.run(
+        [str(part) for part in command], cwd=cwd, env={**os.environ, **(env or {})}, capture_output=True, text=True
+    )
+    assert not check or result.returncode == 0, result.stdout + result.stderr
+    return result
+
+
+@pytest.fixture(scope="module")
+def sdist(repository, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("sdist")
+    copy = folder / "tree"
+    tracked = run("git", "ls-files", "-z", cwd=repository).stdout.split("\0")
+    for name in filter(None, tracked):
+        if (repository / name).exists():
+            (copy / name).parent.mkdir(parents=True, exist_ok=True)
+            (copy / name).write_bytes((repository / name).read_bytes())
+    run(sys.executable, "-m", "build", "--sdist", "--no-isolation", "--outdir", folder, copy)
+    (archive,) = folder.glob("*.tar.gz")
+    return archive, {name for name in tracked if name}
+
+
+def test_the_sdist_holds_every_source(sdist):
+    archive, tracked = sdist
+    with tarfile.open(archive) as tar:
+        packed = {name.partition("/")[2] for name in tar.getnames()}
+    wanted = {
+        name
+        for name in tracked
+        if name.partition("/")[0] in ("ngd_fast", "csrc", "kernels", "bench", "tests", "configs")
+        or name in ("setup.py", "pyproject.toml", "README.md", "LICENSE", "Makefile")
+    }
+    assert wanted - packed == set()
+
+
+@pytest.mark.timeout(900)
+def test_a_wheel_built_from_the_sdist_works_elsewhere(sdist, tmp_path):
+    archive, _ = sdist
+    run(
+        *(sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "--no-build-isolation", "-w", tmp_path, archive),
+        env={"MAX_JOBS": str(os.cpu_count())},
+    )
+    (wheel,) = tmp_path.glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(tmp_path / "site")
+    script = textwrap.dedent(
+        f"""
+        import sys
+        # An editable installation of the same package must not answer instead of the wheel.
+        sys.meta_path[:] = [finder for finder in sys.meta_path if "editable" not in repr(finder).lower()]
+        sys.path.insert(0, {str(tmp_path / "site")!r})
+        import torch, ngd_fast
+        from ngd_fast import functional
+        from ngd_fast.objective import backends
+        import ngd_fast.configs, ngd_fast.kernels
+        assert ngd_fast.__file__.startswith({str(tmp_path)!r}), ngd_fast.__file__
+        assert "cpu" in backends.available(), backends.why_not("cpu")
+        x, p = torch.randn(4, 16, requires_grad=True), torch.randn(5, 16)
+        functional.proto_kd(x, p, torch.full((5,), 0.2), backend="cpu").backward()
+        assert x.grad.isfinite().all() and x.grad.abs().sum() > 0
+        """
+    )
+    run(sys.executable, "-c", script, cwd=tmp_path)
+
+
+def test_every_module_imports_without_the_optional_packages(repository):
+    script = textwrap.dedent(
+        f"""
+        import importlib, pkgutil, sys
+
+        class Absent:
+            def find_spec(self, name, path=None, target=None):
+                if name.partition(".")[0] in {OPTIONAL!r}:
+                    raise ModuleNotFoundError(name, name=name)
+
+        sys.meta_path.insert(0, Absent())
+        import ngd_fast
+        for module in pkgutil.walk_packages(ngd_fast.__path__, "ngd_fast."):
+            if not module.name.rpartition(".")[2].startswith(("__main__", "_C")):
+                importlib.import_module(module.name)
+        from ngd_fast import NGDObjective, PrototypeBank, functional
+        """
+    )
+    run(sys.executable, "-c", script, cwd=repository.parent)
+
+
+def fake_torch(folder, *, cuda, cuda_home=None):
+    """A PyTorch that tells setup.py just what it asks before it builds."""
+    (folder / "torch" / "utils").mkdir(parents=True)
+    (folder / "torch" / "__init__.py").write_text(
+        f"from types import SimpleNamespace\n__version__ = '2.11.0'\nversion = SimpleNamespace(cuda={cuda!r})\n"
+    )
+    (folder / "torch" / "utils" / "__init__.py").write_text("")
+    (folder / "torch" / "utils" / "cpp_extension.py").write_text(f"CUDA_HOME = {cuda_home and str(cuda_home)!r}\n")
+    return {"PYTHONPATH": str(folder)}
+
+
+def test_building_without_torch_is_one_clear_line(repository, tmp_path):
+    (tmp_path / "torch.py").write_text("raise ImportError('not here')\n")
+    env = {"PYTHONPATH": str(tmp_path)}
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert result.returncode != 0
+    assert "Install torch, then: pip install --no-build-isolation ." in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("cuda", "nvcc", "message"),
+    [
+        (None, None, "was built without CUDA"),
+        ("13.0", None, "nvcc was not found"),
+        ("12.8", "13.0", "nvcc is CUDA 13.0, PyTorch was built with CUDA 12.8"),
+    ],
+)
+def test_insisting_on_cuda_where_it_cannot_be_built(repository, tmp_path, cuda, nvcc, message):
+    home = None
+    if nvcc:
+        home = tmp_path / "cuda"
+        (home / "bin").mkdir(parents=True)
+        (home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.88'\n")
+        (home / "bin" / "nvcc").chmod(0o755)
+    env = {**fake_torch(tmp_path / "site", cuda=cuda, cuda_home=home), "NGD_FAST_CUDA": "1"}
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert result.returncode != 0
+    assert message in result.stderr
+    assert "Traceback" not in result.stderr
