@@ -104,7 +104,9 @@ class Topomaps:
         arrays = {key: getattr(self, key) for key in _ARRAYS[:-1]}
         arrays["meta"] = np.array(json.dumps(self.meta, sort_keys=True, allow_nan=False))
         save_npz(path, arrays)
-        rows = [f"{i},{','.join(_cell(getattr(self, key)[i]) for key in _MANIFEST_COLUMNS)}\n" for i in range(len(self))]
+        rows = [
+            f"{i},{','.join(_cell(getattr(self, key)[i]) for key in _MANIFEST_COLUMNS)}\n" for i in range(len(self))
+        ]
         write_text(Path(folder) / f"{name}{MANIFEST_SUFFIX}", f"row,{','.join(_MANIFEST_COLUMNS)}\n" + "".join(rows))
         return path
 
