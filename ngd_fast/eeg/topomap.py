@@ -144,8 +144,10 @@ def operator_from_positions(positions: np.ndarray, config: TopomapConfig) -> Top
         raise UserError("two channels have the same position on the map; leave one out (exclude_channels)")
 
     x0, y0, _, radius = config.sphere
-    # The picture reaches a little past the outermost sensor; MNE centres it on 0 and the head's outline on the sphere.
+    # The picture reaches a little past the outermost sensor and, as in MNE, over two circles: the clipping one about 0
+    # and the head's outline, which is scaled together with its centre.
     clip_radius = max(radius, 1.01 * np.linalg.norm(positions, axis=1).max())
+    x0, y0 = x0 * clip_radius / radius, y0 * clip_radius / radius
     xi = np.linspace(min(x0, 0) - clip_radius, max(x0, 0) + clip_radius, config.resolution)
     yi = np.linspace(min(y0, 0) - clip_radius, max(y0, 0) + clip_radius, config.resolution)
     grid = np.stack(np.meshgrid(xi, yi), axis=-1)
