@@ -12,8 +12,9 @@ and on V^2 (1e-12) by more than 10 %. The operator is iterated to convergence an
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 import numpy as np
 from pydantic import Field
@@ -34,7 +35,7 @@ class TopomapConfig(Config):
     method: Literal["cubic", "linear"] = "cubic"
     extrapolate: Literal["head", "local", "box"] = "head"
     border: Literal["mean"] | float = "mean"
-    sphere: tuple[float, float, float, float] = Field(
+    sphere: tuple[float, float, float, Annotated[float, Field(gt=0)]] = Field(
         (0.0, 0.0, 0.0, HEAD_RADIUS), description="x, y, z and radius of the head in metres"
     )
     resolution: int = Field(32, ge=4, le=512)
@@ -55,19 +56,27 @@ class TopomapOperator:
     mask: np.ndarray
     positions: np.ndarray
 
-    def render(self, values: np.ndarray) -> np.ndarray:
-        """Images float32 [..., H, W] of values [..., channels]; 0 outside the mask, row 0 at the back of the head."""
+    def render(self, values: np.ndarray, out: np.ndarray | None = None) -> np.ndarray:
+        """Images float32 [..., H, W] of values [..., channels]; 0 outside the mask, row 0 at the back of the head.
+
+        ``out``, where given, is a contiguous float32 array of that shape to write into.
+        """
         import torch
 
         values = np.asarray(values)
         if values.ndim < 1 or values.shape[-1] != self.matrix.shape[1]:
             raise ValueError(f"values: must be [..., {self.matrix.shape[1]}] channels, has shape {values.shape}")
+        shape = (*values.shape[:-1], *self.mask.shape)
+        if out is None:
+            out = np.empty(shape, np.float32)
+        elif out.shape != shape or out.dtype != np.float32 or not out.flags.c_contiguous:
+            raise ValueError(f"out: must be contiguous float32 {shape}, is {out.dtype} {out.shape}")
         flat = torch.from_numpy(np.ascontiguousarray(values, np.float32).reshape(-1, values.shape[-1]))
-        images = np.empty((*values.shape[:-1], *self.mask.shape), np.float32)
-        matrix, offset = self._float32()
-        torch.addmm(offset, flat, matrix, out=torch.from_numpy(images).view(-1, self.mask.size))
-        return images
+        matrix, offset = self._float32
+        torch.addmm(offset, flat, matrix, out=torch.from_numpy(out).view(-1, self.mask.size))
+        return out
 
+    @cached_property
     def _float32(self):
         """matrix transposed [channels, H*W] and offset [H*W], both 0 outside the mask, as float32 tensors."""
         import torch

@@ -1,0 +1,218 @@
+"""From recordings, or from rows of band power, to topomaps."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field
+
+from ngd_fast.config import Config
+from ngd_fast.console import progress
+from ngd_fast.eeg.bandpower import PowerConfig, features_of_power, split_windows, window_power
+from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
+from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.eeg.normalise import NormaliseConfig, min_max, z_score
+from ngd_fast.eeg.topomap import TopomapConfig, channel_positions, make_operator
+from ngd_fast.eeg.trials import ROW, Exclusions, Trial, TrialFault, TrialSource
+from ngd_fast.errors import UserError
+
+# Centre of the head in MNE's head coordinates (metres), as in its default sphere model.
+_HEAD_CENTRE = (0.0, 0.0, 0.04)
+
+
+class MapConfig(Config):
+    """From band power to topomaps: all that a table of band power needs."""
+
+    bad_channels: Literal["interpolate", "exclude", "error"] = Field(
+        "interpolate",
+        description="what becomes of a NaN or flat channel: rebuilt by spherical splines; its trial (or row) left out",
+    )
+    max_bad_fraction: float = Field(0.25, ge=0, lt=1, description="with more bad channels the trial is left out anyway")
+    exclude_channels: tuple[str, ...] = ()
+    topomap: TopomapConfig = TopomapConfig()
+    normalise: NormaliseConfig = NormaliseConfig()
+    use_ratings: bool = Field(True, description="false: keep every window as unlabelled support")
+
+
+class EegConfig(MapConfig):
+    """From recordings to topomaps."""
+
+    window_seconds: float = Field(2.0, gt=0)
+    window_overlap: float = Field(0.0, ge=0, lt=1, description="fraction of a window that the next one shares")
+    last_seconds: float | None = Field(None, gt=0, description="use only the end of each stimulus")
+    cleaning: CleaningConfig = CleaningConfig()
+    power: PowerConfig = PowerConfig()
+    device: str = Field("auto", description="where spectra are computed: auto, cpu, cuda, cuda:1")
+
+
+def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps:
+    """All trials of a source to topomaps, trial by trial: besides the result, only one trial is held in memory.
+
+    What cannot be used is left out, printed and counted in ``meta["exclusions"]``. Raises UserError where nothing is
+    left or the configuration does not fit the recordings.
+    """
+    picks = pick_channels(source.channels, config.exclude_channels)
+    channels = [source.channels[i] for i in picks]
+    make_operator(channels, config.topomap)  # a montage that does not fit is told before the work, not after it
+    exclusions, mender = Exclusions(), ChannelMender(channels, config)
+    device = _device(config.device)
+    features, rows = [], []
+    for trial in progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial"):
+        try:
+            feature = _trial_features(trial, picks, channels, mender, config, device)
+        except TrialFault as fault:
+            exclusions.add(fault.reason, str(fault))
+            continue
+        usable = np.isfinite(feature).all(axis=(1, 2))
+        if not usable.all():
+            lost = int((~usable).sum())
+            exclusions.add("windows without power", f"{trial.where}: {lost} windows hold a band without power", lost)
+        row = np.empty(int(usable.sum()), ROW)
+        row["subject"], row["trial"], row["window"] = trial.subject, trial.trial, np.flatnonzero(usable)
+        row["valence"], row["arousal"] = trial.valence, trial.arousal
+        features.append(feature[usable].astype(np.float32))
+        rows.append(row)
+    if not sum(map(len, rows)):
+        raise UserError(f"{source.name}: no usable window; left out: {exclusions}")
+    return draw(
+        np.concatenate(features),
+        np.concatenate(rows),
+        channels,
+        config.power.bands,
+        config,
+        source.meta,
+        exclusions,
+        mender,
+    )
+
+
+def draw(
+    features: np.ndarray,
+    rows: np.ndarray,
+    channels: Sequence[str],
+    bands: Sequence[str],
+    config: MapConfig,
+    meta: Mapping[str, Any],
+    exclusions: Exclusions,
+    mender: "ChannelMender",
+) -> Topomaps:
+    """Normalise features [N, channels, bands] (all finite) and draw them, subject by subject.
+
+    rows is a structured array of dtype :data:`~ngd_fast.eeg.trials.ROW`; the result is ordered by subject, trial and
+    window.
+    """
+    order = np.lexsort((rows["window"], rows["trial"], rows["subject"]))
+    features, rows = np.ascontiguousarray(features[order], np.float32), rows[order]
+    if not config.use_ratings:
+        rows["valence"] = rows["arousal"] = np.nan
+    operator = make_operator(channels, config.topomap)
+    scores = z_score(features, rows["subject"], list(bands), config.normalise)
+    maps = np.empty((len(rows), len(bands), *operator.mask.shape), np.float32)
+    subjects, starts = np.unique(rows["subject"], return_index=True)
+    ends = np.append(starts[1:], len(rows))
+    for start, end in progress(zip(starts, ends), desc="topomaps", total=len(subjects), unit="subject"):
+        own = maps[start:end]
+        operator.render(scores[start:end].transpose(0, 2, 1), out=own)
+        min_max(own, operator.mask)
+    meta = {
+        **meta,
+        "config": config.model_dump(mode="json"),
+        "normalisation": "per subject and band, from that subject's own windows only",
+        "exclusions": dict(exclusions.counts),
+        "rebuilt_channels": dict(mender.rebuilt),
+    }
+    return Topomaps(
+        maps=maps,
+        power=features,
+        **{name: rows[name] for name in ROW.names},
+        bands=np.array(list(bands)),
+        channels=np.array(channels),
+        mask=operator.mask,
+        meta=meta,
+    )
+
+
+def pick_channels(channels: Sequence[str], exclude: Sequence[str]) -> list[int]:
+    """Indices of the channels that stay. Raises UserError for a name to exclude that is not there."""
+    unwanted = {name.lower() for name in exclude}
+    unknown = unwanted - {name.lower() for name in channels}
+    if unknown:
+        raise UserError(f"exclude_channels: no channel {', '.join(sorted(unknown))}; there are {', '.join(channels)}")
+    return [i for i, name in enumerate(channels) if name.lower() not in unwanted]
+
+
+class ChannelMender:
+    """Does with bad channels what is configured, and counts by name how often each was rebuilt."""
+
+    def __init__(self, channels: Sequence[str], config: MapConfig):
+        self.channels, self.config = np.asarray(channels), config
+        self.rebuilt: Counter[str] = Counter()
+        self._positions: np.ndarray | None = None
+
+    def mend(self, values: np.ndarray, bad: np.ndarray, where: str) -> np.ndarray:
+        """values [channels, ...] with the bad ones (bool [channels]) rebuilt from the others.
+
+        Raises TrialFault where the trial is to be left out, UserError where a bad channel is an error.
+        """
+        if not bad.any():
+            return values
+        names = ", ".join(self.channels[bad])
+        if self.config.bad_channels == "error":
+            raise UserError(
+                f"{where}: NaN or flat in {names}; bad_channels=interpolate rebuilds them, exclude leaves the trial out"
+            )
+        if self.config.bad_channels == "exclude":
+            raise TrialFault("bad channels", f"{where}: NaN or flat in {names}")
+        if bad.mean() > self.config.max_bad_fraction:
+            raise TrialFault("too many bad channels", f"{where}: NaN or flat in {bad.sum()} channels ({names})")
+        if self._positions is None:
+            positions = channel_positions(self.channels, self.config.topomap.montage)
+            self._positions = positions - self.config.topomap.sphere[:3] - _HEAD_CENTRE
+        mended = np.array(values, np.float64)
+        mended[bad] = np.tensordot(interpolation_weights(self._positions, bad), mended[~bad], axes=1)
+        self.rebuilt.update(self.channels[bad].tolist())
+        return mended
+
+
+def _trial_features(
+    trial: Trial, picks: list[int], channels: Sequence[str], mender: ChannelMender, config: EegConfig, device: str
+) -> np.ndarray:
+    """Features float64 [windows, channels, bands] of a trial; TrialFault where it has none."""
+    power = _windows_of(trial, trial.stimulus, "stimulus", config.last_seconds, picks, channels, mender, config, device)
+    baseline = None
+    if config.power.baseline != "none":
+        if trial.baseline is None:
+            raise TrialFault("trials without a baseline", f"{trial.where}: has no baseline")
+        windows = _windows_of(trial, trial.baseline, "baseline", None, picks, channels, mender, config, device)
+        baseline = windows.mean(axis=0)
+    return features_of_power(power, baseline, config.power)
+
+
+def _windows_of(trial, signals, part, last_seconds, picks, channels, mender, config, device) -> np.ndarray:
+    """Band power float64 [windows, channels, bands] of a stimulus or a baseline."""
+    where = f"{trial.where}, {part}"
+    signals = signals[picks]
+    if last_seconds is not None:
+        signals = signals[:, -round(last_seconds * trial.rate) :]
+    if signals.shape[1] < round(config.window_seconds * trial.rate):
+        raise TrialFault(
+            f"{part} shorter than a window",
+            f"{where}: {signals.shape[1] / trial.rate:g} s is shorter than a window of {config.window_seconds:g} s",
+        )
+    signals = mender.mend(signals, find_bad_channels(signals), where)
+    cleaned, rate = clean(signals, trial.rate, channels, config.cleaning)
+    starts = split_windows(cleaned.shape[1], rate, config.window_seconds, config.window_overlap)
+    return window_power(cleaned, rate, starts, config.window_seconds, config.power, device)
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device {name}: not usable here ({str(error).splitlines()[0]})") from None
+    return name
