@@ -10,6 +10,7 @@ its maps agree with this operator to better than 1e-6 of their range; on volts (
 and on V^2 (1e-12) by more than 10 %. The operator is iterated to convergence and has no such scale.
 """
 
+import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -108,8 +109,10 @@ def channel_positions(channels: Sequence[str], montage: str = "standard_1020") -
         else:
             known = mne.channels.make_standard_montage(montage)
     except (ValueError, RuntimeError, OSError):
-        names = ", ".join(mne.channels.get_builtin_montages())
-        raise UserError(f"montage {montage}: neither a readable file of positions nor one of {names}") from None
+        near = difflib.get_close_matches(montage, mne.channels.get_builtin_montages(), n=3, cutoff=0.0)
+        raise UserError(
+            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, such as {', '.join(near)}"
+        ) from None
     lookup = {name.lower(): name for name in known.ch_names}
     matched = [lookup.get(c.lower(), lookup.get(_OLD_NAMES.get(c.lower(), ""))) for c in channels]
     missing = [c for c, name in zip(channels, matched) if name is None]

@@ -1,0 +1,98 @@
+"""ngd-fast eeg: recordings or tables of band power to topomaps, and a picture of them."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import click
+
+
+@click.group("eeg")
+def command():
+    """Turn EEG recordings or tables of band power into topomaps."""
+
+
+def _options(function: Callable) -> Callable:
+    """The options that all readers share."""
+    for option in (
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable."),
+        click.option("--config", "config_path", type=click.Path(dir_okay=False), help="Settings as YAML."),
+        click.option("--name", help="Stem of the files written.  [default: the dataset's name]"),
+        click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to write to."),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command()
+@click.argument("mat", type=click.Path())
+@_options
+def dreamer(mat, out, name, config_path, overrides):
+    """Topomaps of DREAMER: MAT is the owners' DREAMER.mat (v5, v7 or v7.3)."""
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.dreamer import open_dreamer
+    from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
+
+    config = load_config(EegConfig, config_path, overrides)
+    source = open_dreamer(mat)
+    _save(topomaps_from_recordings(source, config), out, name or source.name)
+
+
+@command.command()
+@click.argument("sessions", type=click.Path())
+@click.option("--unlabelled", is_flag=True, help="Leave the ratings out: all of it is unlabelled support.")
+@_options
+def mahnob(sessions, unlabelled, out, name, config_path, overrides):
+    """Topomaps of MAHNOB-HCI: SESSIONS is the folder with one folder (session.xml and BDF) for each session."""
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.mahnob import open_mahnob
+    from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
+
+    config = load_config(EegConfig, config_path, [*overrides, *(["use_ratings=false"] if unlabelled else [])])
+    source = open_mahnob(sessions)
+    _save(topomaps_from_recordings(source, config), out, name or source.name)
+
+
+@command.command()
+@click.argument("csv", type=click.Path())
+@click.option("--mapping", type=click.Path(dir_okay=False), help="YAML that says which columns hold what.")
+@click.option("--ratings", type=click.Path(dir_okay=False), help="CSV of valence and arousal by subject and trial.")
+@_options
+def table(csv, mapping, ratings, out, name, config_path, overrides):
+    """Topomaps of a CSV of band power: one row a window, one column for each channel and band."""
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.pipeline import MapConfig
+    from ngd_fast.eeg.table import TableMapping, topomaps_from_table
+
+    config = load_config(MapConfig, config_path, overrides)
+    topomaps = topomaps_from_table(csv, config, load_config(TableMapping, mapping), ratings)
+    _save(topomaps, out, name or Path(csv).stem)
+
+
+@command.command()
+@click.argument("maps", type=click.Path())
+@click.option(
+    "--out", default="topomaps", show_default=True, help="Picture to write; .png and .pdf unless it says one."
+)
+@click.option("--subject", type=int, help="Only this subject's windows.")
+def show(maps, out, subject):
+    """Draw the mean topomaps of the corners and the middle of the valence/arousal plane, band by band."""
+    from ngd_fast.eeg.figure import draw_topomaps
+    from ngd_fast.eeg.manifest import Topomaps
+
+    for path in draw_topomaps(Topomaps.load(maps), out, subject=subject):
+        click.echo(path)
+
+
+def _save(topomaps, out: str, name: str) -> None:
+    import numpy as np
+
+    path = topomaps.save(out, name)
+    labelled = int(topomaps.labelled.sum())
+    excluded = topomaps.meta["exclusions"]
+    click.echo(
+        f"{len(topomaps)} windows ({labelled} labelled, {len(topomaps) - labelled} unlabelled) of "
+        f"{len(np.unique(topomaps.subject))} subjects, {len(topomaps.channels)} channels, "
+        f"bands {', '.join(topomaps.bands)}; left out: "
+        + ("; ".join(f"{count} {reason}" for reason, count in sorted(excluded.items())) or "nothing")
+    )
+    click.echo(path)

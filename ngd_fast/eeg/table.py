@@ -1,0 +1,240 @@
+"""Tables of band power: any CSV with one row for each window and one column for each channel and band."""
+
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from ngd_fast.artifacts.files import sha256
+from ngd_fast.config import Config
+from ngd_fast.console import say
+from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.eeg.pipeline import ChannelMender, MapConfig, draw, pick_channels
+from ngd_fast.eeg.topomap import make_operator
+from ngd_fast.eeg.trials import ROW, Exclusions, TrialFault, scale_rating
+from ngd_fast.errors import UserError
+
+_BANDS = ("delta", "theta", "alpha", "beta", "gamma")
+_USUAL = {
+    "subject": ("subject", "subject_id", "subjectid", "participant", "participant_id", "sub"),
+    "trial": ("trial", "trial_id", "game", "video", "clip", "session", "path", "stimulus"),
+    "window": ("window", "window_index", "window_id", "epoch", "segment", "chunk"),
+    "valence": ("valence", "feltvlnc", "scorevalence"),
+    "arousal": ("arousal", "feltarsl", "scorearousal"),
+}
+
+
+class TableMapping(Config):
+    """Which columns hold what. What is not given is looked for under its usual names, in any case.
+
+    Subjects and trials may be numbers or names with a number in them (``S01``, ``G1.pdf``): that number counts, so
+    that the table and the file of ratings can name the same thing differently.
+    """
+
+    subject: str | None = None
+    trial: str | None = None
+    window: str | None = Field(None, description="numbered by order within a trial where there is no such column")
+    features: str = Field("{channel}_{band}", description="{channel} and {band} stand for names; a rest may follow")
+    bands: tuple[str, ...] | None = Field(None, description="in this order; default: delta to gamma, those present")
+    ratings_subject: str | None = Field(None, description="the file of ratings' column; default as in the table")
+    ratings_trial: str | None = None
+    valence: str | None = None
+    arousal: str | None = None
+    rating_range: tuple[float, float] = (1, 9)
+    log: bool = Field(True, description="take 10 log10 of the table's values; false where it holds logarithms already")
+
+    @model_validator(mode="after")
+    def _check(self):
+        if "{channel}" not in self.features or "{band}" not in self.features:
+            raise ValueError("features must hold {channel} and {band}")
+        if not self.rating_range[0] < self.rating_range[1]:
+            raise ValueError("rating_range must be [lowest, highest]")
+        return self
+
+
+def topomaps_from_table(
+    path: str | Path, config: MapConfig, mapping: TableMapping | None = None, ratings: str | Path | None = None
+) -> Topomaps:
+    """Topomaps of a CSV of band power; valence and arousal from its own columns or joined from the CSV ``ratings``.
+
+    Rows with NaN are mended or left out as ``config.bad_channels`` says; without ratings every window is unlabelled.
+    Raises UserError for a table that cannot be read, columns that are not found, duplicate windows, ratings out of
+    range, or values that have no logarithm.
+    """
+    mapping = mapping or TableMapping()
+    table = _read(path)
+    columns, bands, channels = _feature_columns(path, table, mapping)
+    picks = pick_channels(channels, config.exclude_channels)
+    channels = [channels[i] for i in picks]
+    make_operator(channels, config.topomap)
+    rows = _rows(path, table, mapping)
+    meta = {"dataset": "table", "files": {Path(path).name: sha256(path)}, "mapping": mapping.model_dump(mode="json")}
+    if ratings is not None:
+        _join_ratings(rows, path, ratings, mapping)
+        meta["files"][Path(ratings).name] = sha256(ratings)
+    elif _find(table, mapping.valence, "valence") and _find(table, mapping.arousal, "arousal"):
+        for name in ("valence", "arousal"):
+            column = _number_column(path, table, _find(table, getattr(mapping, name), name))
+            rows[name] = [_scaled(r, mapping, f"{path}, row {i + 2}, {name}") for i, r in enumerate(column)]
+    else:
+        say(f"{path}: holds no ratings, so every window is unlabelled support; --ratings FILE joins some")
+    half = np.isnan(rows["valence"]) | np.isnan(rows["arousal"])
+    rows["valence"][half] = rows["arousal"][half] = np.nan
+
+    values = np.stack([_number_column(path, table, c) for c in columns.ravel()], axis=1)
+    features = values.reshape(len(table), *columns.shape)[:, picks]
+    if mapping.log:
+        if (features <= 0).any():
+            row, channel, band = np.argwhere(features <= 0)[0]
+            raise UserError(
+                f"{path}: row {row + 2}, {channels[channel]} {bands[band]} is {features[row, channel, band]:g}, which "
+                "has no logarithm; where the table holds logarithms already, set log: false in the mapping"
+            )
+        features = 10 * np.log10(features)
+    exclusions, mender = Exclusions(), ChannelMender(channels, config)
+    usable = np.ones(len(features), bool)
+    for i in np.flatnonzero(~np.isfinite(features).all(axis=(1, 2))):
+        try:
+            features[i] = mender.mend(features[i], ~np.isfinite(features[i]).all(axis=1), f"{path}, row {i + 2}")
+        except TrialFault as fault:
+            exclusions.add(f"rows with {fault.reason}", str(fault))
+            usable[i] = False
+    if not usable.any():
+        raise UserError(f"{path}: no usable row; left out: {exclusions}")
+    return draw(features[usable], rows[usable], channels, bands, config, meta, exclusions, mender)
+
+
+def _read(path: str | Path):
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such file") from None
+    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
+    if not len(table):
+        raise UserError(f"{path}: has a header but no rows")
+    return table
+
+
+def _find(table, wanted: str | None, role: str) -> str | None:
+    """The column of a role: the one named in the mapping, or the first with a usual name; None if there is none."""
+    names = [wanted] if wanted is not None else _USUAL[role]
+    lookup = {str(c).strip().lower(): c for c in reversed(table.columns)}
+    return next((lookup[n.lower()] for n in names if n.lower() in lookup), None)
+
+
+def _require(path, table, wanted: str | None, role: str) -> str:
+    column = _find(table, wanted, role)
+    if column is None:
+        looked = wanted or ", ".join(_USUAL[role])
+        shown = ", ".join(map(str, table.columns[:8])) + (", ..." if len(table.columns) > 8 else "")
+        raise UserError(f"{path}: no {role} column (looked for {looked}); it has {shown}")
+    return column
+
+
+def _feature_columns(path, table, mapping: TableMapping) -> tuple[np.ndarray, list[str], list[str]]:
+    """Column names as an array [channels, bands], the bands, and the channels in the table's order."""
+    known = mapping.bands or _BANDS
+    pattern = re.escape(mapping.features).replace(r"\{channel\}", "(?P<channel>[A-Za-z]+[0-9]*)")
+    pattern = pattern.replace(r"\{band\}", f"(?P<band>{'|'.join(map(re.escape, known))})")
+    matcher = re.compile(pattern + r"(?![a-z0-9])(?:[ _.\-].*)?$", re.IGNORECASE)
+    found = {}
+    for column in table.columns:
+        if match := matcher.match(str(column).strip()):
+            key = (match["channel"], match["band"].lower())
+            if key in found:
+                raise UserError(f"{path}: columns {found[key]} and {column} are both {key[0]} {key[1]}")
+            found[key] = column
+    channels = list(dict.fromkeys(channel for channel, _ in found))
+    bands = [band for band in known if any(b == band.lower() for _, b in found)]
+    if mapping.bands and len(bands) < len(known):
+        raise UserError(f"{path}: no column of band {', '.join(sorted(set(known) - set(bands)))}")
+    if not found:
+        raise UserError(
+            f"{path}: no column looks like {mapping.features} with a band of {', '.join(known)}; "
+            "describe the columns in a mapping file (--mapping)"
+        )
+    missing = [f"{c} {b}" for c in channels for b in bands if (c, b.lower()) not in found]
+    if missing:
+        raise UserError(f"{path}: no column for {', '.join(missing[:5])}{' ...' if len(missing) > 5 else ''}")
+    return np.array([[found[c, b.lower()] for b in bands] for c in channels], object), bands, channels
+
+
+def _number_column(path, table, column) -> np.ndarray:
+    """float64 [rows]; empty cells are NaN, text is a UserError."""
+    import pandas as pd
+
+    numbers = pd.to_numeric(table[column], errors="coerce")
+    text = numbers.isna() & table[column].notna()
+    if text.any():
+        row = int(np.argmax(text))
+        raise UserError(f"{path}: row {row + 2}, column {column} must be a number, is {table[column].iloc[row]!r}")
+    return numbers.to_numpy(np.float64)
+
+
+def _numbers_in(path, table, column) -> np.ndarray:
+    """int64 [rows]: the number in each name (``S01`` is 1, ``G1.pdf`` is 1)."""
+    names = table[column].astype(str).str.strip()
+    numbers = names.str.extract(r"(\d+)", expand=False)
+    if numbers.isna().any():
+        row = int(np.argmax(numbers.isna()))
+        raise UserError(f"{path}: row {row + 2}, column {column} must hold a number, is {names.iloc[row]!r}")
+    numbers = numbers.astype(np.int64)
+    if names.groupby(numbers).nunique().max() > 1:
+        number = int(names.groupby(numbers).nunique().idxmax())
+        both = sorted(set(names[numbers == number]))[:2]
+        raise UserError(f"{path}: column {column} has {both[0]!r} and {both[1]!r}, which are both number {number}")
+    return numbers.to_numpy()
+
+
+def _rows(path, table, mapping: TableMapping) -> np.ndarray:
+    rows = np.empty(len(table), ROW)
+    rows["valence"] = rows["arousal"] = np.nan
+    for role in ("subject", "trial"):
+        rows[role] = _numbers_in(path, table, _require(path, table, getattr(mapping, role), role))
+    window = _find(table, mapping.window, "window")
+    if window is None and mapping.window is not None:
+        _require(path, table, mapping.window, "window")
+    keys = table.assign(_s=rows["subject"], _t=rows["trial"]).groupby(["_s", "_t"])
+    rows["window"] = keys.cumcount() if window is None else _numbers_in(path, table, window)
+    _, index, count = np.unique(rows[["subject", "trial", "window"]], return_index=True, return_counts=True)
+    if (count > 1).any():
+        s, t, w = rows[index[np.argmax(count > 1)]][["subject", "trial", "window"]]
+        raise UserError(f"{path}: subject {s}, trial {t}, window {w} stands in {count.max()} rows; one was wanted")
+    return rows
+
+
+def _scaled(rating: float, mapping: TableMapping, where: str) -> float:
+    return rating if np.isnan(rating) else scale_rating(rating, *mapping.rating_range, where)
+
+
+def _join_ratings(rows: np.ndarray, path, ratings: str | Path, mapping: TableMapping) -> None:
+    """Fill in valence and arousal by subject and trial; what has no rating stays unlabelled, which is said."""
+    table = _read(ratings)
+    subject = _numbers_in(ratings, table, _require(ratings, table, mapping.ratings_subject, "subject"))
+    trial_column = _require(ratings, table, mapping.ratings_trial, "trial")
+    trial = _numbers_in(ratings, table, trial_column)
+    pair = []
+    for name in ("valence", "arousal"):
+        column = _number_column(ratings, table, _require(ratings, table, getattr(mapping, name), name))
+        pair.append([_scaled(r, mapping, f"{ratings}, row {i + 2}, {name}") for i, r in enumerate(column)])
+    known: dict[tuple[int, int], Sequence[float]] = {}
+    for key, felt in zip(zip(subject.tolist(), trial.tolist()), zip(*pair)):
+        if key in known:
+            raise UserError(f"{ratings}: subject {key[0]}, trial {key[1]} is rated twice")
+        known[key] = felt
+    wanted = list(zip(rows["subject"].tolist(), rows["trial"].tolist()))
+    missing = sorted(set(wanted) - set(known))
+    if len(missing) == len(set(wanted)):
+        raise UserError(
+            f"{ratings}: rates none of the subjects and trials of {path} (which has subject {wanted[0][0]}, trial "
+            f"{wanted[0][1]}); do {mapping.ratings_subject or 'subject'} and {trial_column} name them?"
+        )
+    if missing:
+        say(f"{ratings}: no rating for {len(missing)} trials, first subject {missing[0][0]}, trial {missing[0][1]}")
+    for name, felt in zip(("valence", "arousal"), np.array([known.get(key, (np.nan, np.nan)) for key in wanted]).T):
+        rows[name] = felt
