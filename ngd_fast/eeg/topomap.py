@@ -111,7 +111,7 @@ def channel_positions(channels: Sequence[str], montage: str = "standard_1020") -
     except (ValueError, RuntimeError, OSError):
         near = difflib.get_close_matches(montage, mne.channels.get_builtin_montages(), n=3, cutoff=0.0)
         raise UserError(
-            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, such as {', '.join(near)}"
+            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, as {', '.join(near)}"
         ) from None
     lookup = {name.lower(): name for name in known.ch_names}
     matched = [lookup.get(c.lower(), lookup.get(_OLD_NAMES.get(c.lower(), ""))) for c in channels]

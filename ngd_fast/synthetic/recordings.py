@@ -6,13 +6,16 @@ from typing import Any
 
 import numpy as np
 
-from ngd_fast.artifacts.files import atomic_path
+from ngd_fast.artifacts.files import atomic_path, write_text
 from ngd_fast.errors import UserError
-from ngd_fast.synthetic.signals import EMOTIV_CHANNELS, Subject, draw_ratings
+from ngd_fast.synthetic.signals import BIOSEMI_CHANNELS, EMOTIV_CHANNELS, Subject, draw_ratings
 
 _EMOTIV_RATE = 128
 _EMOTIV_STEP = 0.5128  # uV, one unit of the headset's converter
 _EMOTIV_OFFSET = 4100.0  # uV
+
+_BDF_LIMIT = 262144  # uV, the range of BioSemi's 24 bits
+_OTHER_SIGNALS = (*(f"EXG{i}" for i in range(1, 9)), "GSR1", "GSR2", "Erg1", "Erg2", "Resp", "Temp")
 
 
 def write_dreamer(
@@ -141,3 +144,88 @@ def _write_mat73(path: Path, name: str, value: Mapping[str, Any]) -> None:
         put(file, name, value)
     with open(path, "r+b") as file:
         file.write(b"MATLAB 7.3 MAT-file, written by ngd-fast".ljust(116) + bytes(8) + b"\x00\x02IM")
+
+
+def write_mahnob(
+    folder: str | Path,
+    *,
+    subjects: int = 4,
+    sessions: int = 8,
+    seconds: float = 20.0,
+    around_seconds: float = 30.0,
+    rate: int = 256,
+    unrated: float = 0.15,
+    seed: int = 0,
+    noise: float = 1.0,
+) -> Path:
+    """Write MAHNOB-HCI's ``Sessions`` into ``folder``: ID/session.xml and ID/Part_P_S_TrialK_emotion.bdf.
+
+    Each BDF has 47 signals, among them 32 EEG channels and Status, whose first event starts the clip of ``seconds``
+    and whose second ends it, with ``around_seconds`` before and after. The share ``unrated`` of the sessions has no
+    ratings. ``rate`` in Hz; times are whole seconds (a BDF consists of one-second records). Returns ``folder``.
+    """
+    if any(s != int(s) for s in (seconds, around_seconds)):
+        raise ValueError(f"seconds, around_seconds: must be whole, are {seconds} and {around_seconds}")
+    folder = Path(folder)
+    rng = np.random.default_rng(seed)
+    for number, felt in enumerate(zip(*draw_ratings(rng, subjects, sessions)), 1):
+        head = Subject(BIOSEMI_CHANNELS, rng, noise)
+        for trial, (valence, arousal) in enumerate(zip(*felt), 1):
+            # Real ids are not contiguous.
+            session = folder / str(130 * (number - 1) + 2 * trial)
+            ratings = f'feltArsl="{round(4 * arousal + 5)}" feltVlnc="{round(4 * valence + 5)}" '
+            write_text(
+                session / "session.xml",
+                '<?xml version="1.0" encoding="utf-8"?>\n'
+                f'<session sessionId="{session.name}" isStim="1" experimentType="emotion elicitation" '
+                f'{ratings if rng.random() >= unrated else ""}cutNr="{trial}" cutLenSec="{seconds:g}" '
+                f'mediaFile="{trial}.avi">\n  <subject id="{number}" gender="made-up"/>\n</session>\n',
+            )
+            parts = [(around_seconds, 0.0, 0.0), (seconds, valence, arousal), (around_seconds, 0.0, 0.0)]
+            eeg = np.concatenate([head.record(length, rate, v, a) for length, v, a in parts if length], axis=1)
+            signals, status = _biosemi(rng, eeg, rate, round(around_seconds * rate), round(seconds * rate))
+            path = session / f"Part_{number}_S_Trial{trial}_emotion.bdf"
+            _write_bdf(path, [*BIOSEMI_CHANNELS, *_OTHER_SIGNALS], signals, status, rate)
+    return folder
+
+
+def _biosemi(rng, eeg: np.ndarray, rate: int, start: int, length: int) -> tuple[np.ndarray, np.ndarray]:
+    """All analogue signals float64 [46, samples] in uV, unreferenced as BioSemi records them, and Status [samples]."""
+    samples = eeg.shape[1]
+    common = 30 * np.sin(2 * np.pi * 50 * np.arange(samples) / rate) + 20 * rng.normal(size=samples)
+    offset = 8000 * rng.normal(size=(len(eeg), 1))
+    others = 100 * rng.normal(size=(len(_OTHER_SIGNALS), samples))
+    # Bit 16 marks a new epoch, bit 20 that the electrodes' common mode is in range.
+    status = np.full(samples, 1 << 20)
+    status[0] |= 1 << 16
+    for event in (start, start + length):
+        status[event : event + rate // 8] |= 16
+    return np.concatenate([eeg + common + offset, others]), status
+
+
+def _write_bdf(path: Path, names: Sequence[str], signals: np.ndarray, status: np.ndarray, rate: int) -> None:
+    """A BDF file (BioSemi's 24-bit EDF) of signals [n, samples] in uV and Status, in records of one second."""
+    count, records = len(names) + 1, signals.shape[1] // rate
+    analogue = ("active electrode", "uV", -_BDF_LIMIT, _BDF_LIMIT, -(1 << 23), (1 << 23) - 1, "HP: DC; LP: 52 Hz")
+    trigger = ("triggers and status", "Boolean", -(1 << 23), (1 << 23) - 1, -(1 << 23), (1 << 23) - 1, "No filtering")
+    rows = [(name, *analogue, rate, "") for name in names] + [("Status", *trigger, rate, "")]
+
+    def text(value, width: int) -> bytes:
+        return str(value).ljust(width)[:width].encode("ascii")
+
+    header = b"\xffBIOSEMI" + text("made-up subject", 80) + text("made-up recording", 80)
+    header += text("01.01.09", 8) + text("12.00.00", 8) + text(256 * (count + 1), 8) + text("24BIT", 44)
+    header += text(records, 8) + text(1, 8) + text(count, 4)
+    for column, width in enumerate((16, 80, 8, 8, 8, 8, 8, 80, 8, 32)):
+        header += b"".join(text(row[column], width) for row in rows)
+
+    step = 2 * _BDF_LIMIT / ((1 << 24) - 1)
+    digital = np.empty((count, records, rate), "<i4")
+    limit = 1 << 23
+    digital[:-1] = np.clip(np.rint((signals + _BDF_LIMIT) / step) - limit, -limit, limit - 1).reshape(-1, records, rate)
+    digital[-1] = status.reshape(records, rate)
+    # Little-endian 32-bit numbers without their highest byte are the 24 bits that BDF wants.
+    content = digital.transpose(1, 0, 2).copy().view(np.uint8).reshape(records, count, rate, 4)[..., :3]
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        file.write(header)
+        file.write(content.tobytes())

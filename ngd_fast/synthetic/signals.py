@@ -15,10 +15,11 @@ from collections.abc import Sequence
 import numpy as np
 
 EMOTIV_CHANNELS = ("AF3", "F7", "F3", "FC5", "T7", "P7", "O1", "O2", "P8", "T8", "FC6", "F4", "F8", "AF4")
-GENEVA_CHANNELS = (
-    *("Fp1", "AF3", "F3", "F7", "FC5", "FC1", "C3", "T7", "CP5", "CP1", "P3", "P7", "PO3", "O1", "Oz", "Pz"),
-    *("Fp2", "AF4", "Fz", "F4", "F8", "FC6", "FC2", "Cz", "C4", "T8", "CP6", "CP2", "P4", "P8", "PO4", "O2"),
-)  # fmt: skip
+# BioSemi's own order, which is not the one that readers of MAHNOB-HCI use.
+BIOSEMI_CHANNELS = (
+    *("Fp1", "AF3", "F7", "F3", "FC1", "FC5", "T7", "C3", "CP1", "CP5", "P7", "P3", "Pz", "PO3", "O1", "Oz"),
+    *("O2", "PO4", "P4", "P8", "CP6", "CP2", "C4", "T8", "FC6", "FC2", "F4", "F8", "AF4", "Fp2", "Fz", "Cz"),
+)
 
 _RHYTHMS = 5  # delta, theta, alpha, beta, gamma
 _CENTRES = np.array([2.2, 6.0, 10.2, 20.0, 37.0])  # Hz

@@ -1,0 +1,139 @@
+"""MAHNOB-HCI (Soleymani et al., 2012): one folder a session with session.xml and a BDF of 32 EEG channels."""
+
+import re
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from xml.etree import ElementTree
+
+import numpy as np
+
+from ngd_fast.artifacts.files import sha256
+from ngd_fast.console import say
+from ngd_fast.eeg.topomap import import_mne
+from ngd_fast.eeg.trials import Exclusions, Trial, TrialFault, TrialSource, scale_rating
+from ngd_fast.errors import UserError
+
+# The 32 EEG channels. Their order within the files differs: they are always picked by name.
+CHANNELS = (
+    *("Fp1", "AF3", "F3", "F7", "FC5", "FC1", "C3", "T7", "CP5", "CP1", "P3", "P7", "PO3", "O1", "Oz", "Pz"),
+    *("Fp2", "AF4", "Fz", "F4", "F8", "FC6", "FC2", "Cz", "C4", "T8", "CP6", "CP2", "P4", "P8", "PO4", "O2"),
+)
+RATING_RANGE = (1, 9)
+_BASELINE_SECONDS = 30.0  # recorded before each clip
+
+
+def open_mahnob(folder: str | Path, channels: Sequence[str] = CHANNELS) -> TrialSource:
+    """The sessions below ``folder`` (``ID/session.xml`` and ``ID/*.bdf``); a trial's number is its session's id.
+
+    The stimulus lies between the first two events of the Status channel (after a single event: for the clip's length
+    that session.xml names); the baseline is the 30 s before. Felt valence and arousal run from 1 to 9. Sessions without
+    them (implicit tagging, "not reported") stay as unlabelled support and are counted in meta["unlabelled_sessions"].
+
+    Raises UserError where there is no session; a session that cannot be used is left out and counted.
+    """
+    folder = Path(folder)
+    import_mne()
+    if not folder.is_dir():
+        raise UserError(f"{folder}: no such folder (wanted MAHNOB-HCI's Sessions)")
+    sessions = sorted((p.parent for p in folder.glob("*/session.xml")), key=lambda p: (_number(p.name), p.name))
+    if not sessions:
+        raise UserError(f"{folder}: holds no session (wanted folders with a session.xml and a .bdf)")
+    meta = {"dataset": "MAHNOB-HCI", "files": {}, "sampling_rates": [], "unlabelled_sessions": 0}
+
+    def trials(exclusions: Exclusions) -> Iterator[Trial]:
+        for session in sessions:
+            try:
+                trial = _read_session(session, channels, meta)
+            except TrialFault as fault:
+                exclusions.add(fault.reason, str(fault))
+                continue
+            yield trial
+        if meta["unlabelled_sessions"]:
+            say(f"{folder}: {meta['unlabelled_sessions']} sessions have no ratings; kept as unlabelled support")
+
+    return TrialSource("mahnob", tuple(channels), len(sessions), trials, meta)
+
+
+def _number(name: str) -> int:
+    digits = re.search(r"\d+", name)
+    return int(digits.group()) if digits else -1
+
+
+def _read_session(folder: Path, channels: Sequence[str], meta: dict) -> Trial:
+    xml = folder / "session.xml"
+    try:
+        session = ElementTree.parse(xml).getroot()
+    except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:
+        raise TrialFault("sessions with an unreadable session.xml", f"{xml}: {error}") from None
+    subject = session.find("subject")
+    number = -1 if subject is None else _number(subject.get("id", ""))
+    if number < 0 or _number(folder.name) < 0:
+        raise TrialFault("sessions without a subject or id", f"{xml}: names no subject, or its folder no session id")
+    recordings = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".bdf")
+    if len(recordings) != 1:
+        raise TrialFault("sessions without a BDF", f"{folder}: holds {len(recordings)} BDF files, wanted one")
+    stimulus, baseline, rate = _read_bdf(recordings[0], channels, session.get("cutLenSec"))
+    valence, arousal = _ratings(session, xml)
+    meta["unlabelled_sessions"] += int(np.isnan(valence))
+    meta["files"][f"{folder.name}/{recordings[0].name}"] = sha256(recordings[0])
+    meta["sampling_rates"] = sorted({*meta["sampling_rates"], rate})
+    return Trial(number, _number(folder.name), stimulus, baseline, rate, valence, arousal, str(folder))
+
+
+def _ratings(session, xml: Path) -> tuple[float, float]:
+    """Felt valence and arousal in [-1, 1]; NaN for both where one is absent, empty or out of range (which is said)."""
+    pair = []
+    for name in ("feltVlnc", "feltArsl"):
+        text = session.get(name, "").strip()
+        if not text:
+            return np.nan, np.nan
+        try:
+            pair.append(scale_rating(float(text), *RATING_RANGE, f"{xml}, {name}"))
+        except ValueError as error:
+            say(f"{error}; the session stays as unlabelled support")
+            return np.nan, np.nan
+    return pair[0], pair[1]
+
+
+def _read_bdf(path: Path, channels: Sequence[str], clip_seconds: str | None):
+    """Stimulus and baseline float64 [channels, samples] in uV (baseline None where nothing precedes), sampling rate."""
+    mne = import_mne()
+    try:
+        raw = mne.io.read_raw_bdf(path, preload=False, stim_channel="Status", verbose="error")
+        rate = float(raw.info["sfreq"])
+        lookup = {name.lower(): i for i, name in enumerate(raw.ch_names)}
+        missing = [name for name in channels if name.lower() not in lookup]
+        if missing:
+            raise TrialFault("BDFs that lack channels", f"{path}: lacks the channels {', '.join(missing)}")
+        if "status" not in lookup:
+            raise TrialFault("BDFs without a Status channel", f"{path}: has no Status channel, so no stimulus events")
+        # The low 16 bits are the trigger lines, the others the amplifier's own state.
+        status = raw.get_data(picks=[lookup["status"]])[0].astype(np.int64) & 0xFFFF
+        start, stop = _stimulus_span(status, rate, clip_seconds, path)
+        first = max(0, start - round(_BASELINE_SECONDS * rate))
+        picks = np.array([lookup[name.lower()] for name in channels])
+        signals = np.empty((len(picks), stop - first))
+        signals[np.argsort(picks)] = raw.get_data(picks=np.sort(picks), start=first, stop=stop) * 1e6
+    except TrialFault:
+        raise
+    except Exception as error:  # MNE meets a damaged file with whatever its parsing runs into
+        detail = f"{path}: not a readable BDF ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
+        raise TrialFault("unreadable BDFs", detail) from None
+    return signals[:, start - first :], signals[:, : start - first] if start > first else None, rate
+
+
+def _stimulus_span(status: np.ndarray, rate: float, clip_seconds: str | None, path: Path) -> tuple[int, int]:
+    """First sample of the stimulus and the one after its last: the first two rises of the trigger lines."""
+    rises = np.flatnonzero(np.diff(status) > 0) + 1
+    if len(rises) >= 2:
+        return int(rises[0]), int(rises[1])
+    try:
+        length = float(clip_seconds or "nan")
+    except ValueError:
+        length = np.nan
+    if len(rises) == 0 or not length > 0:
+        raise TrialFault(
+            "BDFs without Status events",
+            f"{path}: {len(rises)} events in its Status channel, wanted two (start and end of the stimulus)",
+        )
+    return int(rises[0]), min(len(status), int(rises[0]) + round(length * rate))
