@@ -1,0 +1,198 @@
+"""Faces with their labels, in memory or as paths: what every feed, trainer and evaluation starts from."""
+
+import dataclasses
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from ngd_fast.artifacts.files import load_npz, save_npz
+from ngd_fast.errors import UserError
+from ngd_fast.faces.classes import CLASS_NAMES, LabelMap
+from ngd_fast.faces.table import read_csv, read_folder
+
+
+@dataclass
+class Faces:
+    """N faces. Either ``images`` or ``paths`` is set. Rows of ``label_dist`` sum to 1, or are 0 where unlabelled.
+
+    images      uint8 [N, H, W] or [N, H, W, 3]; None with paths
+    paths       N image files; None with images
+    label_dist  float32 [N, 8], over CLASS_NAMES
+    labels      int64 [N]; -1 = unlabelled. Default: argmax of label_dist (of equal ones the first)
+    names       N names; default: the row numbers
+    subjects    N subject ids ("" = unknown), or None
+    source      where the faces came from, for messages and reports
+
+    Raises UserError for arrays that do not fit each other or label rows that do not sum to 1.
+    """
+
+    images: np.ndarray | None = None
+    paths: list[str] | None = None
+    label_dist: np.ndarray | None = None
+    labels: np.ndarray | None = None
+    names: list[str] | None = None
+    subjects: list[str] | None = None
+    class_names: tuple[str, ...] = CLASS_NAMES
+    source: str = "faces"
+
+    def __post_init__(self):
+        where = self.source
+        if (self.images is None) == (self.paths is None):
+            raise TypeError("Faces: give either images or paths")
+        if self.images is not None:
+            self.images = np.asarray(self.images)
+            _check_images(self.images, where)
+        count = len(self)
+        if self.label_dist is None:
+            self.label_dist = np.zeros((count, len(self.class_names)), np.float32)
+            if self.labels is not None:
+                known = np.flatnonzero(np.asarray(self.labels) >= 0)
+                self.label_dist[known, np.asarray(self.labels)[known]] = 1
+        self.label_dist = _check_label_dist(self.label_dist, count, len(self.class_names), where)
+        unlabelled = self.label_dist.sum(axis=1) == 0
+        if self.labels is None:
+            self.labels = np.where(unlabelled, -1, self.label_dist.argmax(axis=1))
+        self.labels = np.asarray(self.labels, np.int64)
+        if self.labels.shape != (count,):
+            raise UserError(f"{where}: labels must be [{count}], are {list(self.labels.shape)}")
+        if (self.labels < -1).any() or (self.labels >= len(self.class_names)).any():
+            raise UserError(f"{where}: labels must lie in [-1, {len(self.class_names)})")
+        self.names = [str(i) for i in range(count)] if self.names is None else list(self.names)
+        for name in ("names", "subjects"):
+            value = getattr(self, name)
+            if value is not None and len(value) != count:
+                raise UserError(f"{where}: {len(value)} {name} for {count} images")
+
+    def __len__(self) -> int:
+        return len(self.paths) if self.images is None else len(self.images)
+
+    @cached_property
+    def checksum(self) -> str:
+        """SHA-256 over pixels (of path data: the files' bytes), label distributions and labels, in row order."""
+        digest = hashlib.sha256()
+        if self.images is not None:
+            digest.update(repr(self.images.shape).encode())
+            digest.update(np.ascontiguousarray(self.images))
+        else:
+            for path in self.paths:
+                content = Path(path).read_bytes()
+                digest.update(len(content).to_bytes(8, "little"))
+                digest.update(content)
+        digest.update(np.ascontiguousarray(self.label_dist))
+        digest.update(np.ascontiguousarray(self.labels))
+        return digest.hexdigest()
+
+    @property
+    def class_counts(self) -> np.ndarray:
+        """int64 [8]: labelled faces of each class."""
+        return np.bincount(self.labels[self.labels >= 0], minlength=len(self.class_names))
+
+    def subset(self, indices: Sequence[int] | np.ndarray) -> "Faces":
+        """The given rows, in the given order. A boolean mask of length N is taken too."""
+        rows = np.asarray(indices)
+        rows = np.flatnonzero(rows) if rows.dtype == bool else rows.astype(np.int64)
+        pick = lambda values: None if values is None else [values[i] for i in rows]  # noqa: E731
+        return dataclasses.replace(
+            self,
+            images=None if self.images is None else self.images[rows],
+            paths=pick(self.paths),
+            label_dist=self.label_dist[rows],
+            labels=self.labels[rows],
+            names=pick(self.names),
+            subjects=pick(self.subjects),
+        )
+
+    @classmethod
+    def load(cls, path: str | Path, *, class_map=None, image_root: str | Path | None = None) -> "Faces":
+        """Read an NPZ (images, label_dist, names), a CSV list, or a folder of class folders.
+
+        class_map   JSON file or mapping {name: id} for a dataset whose labels are not this package's; for an NPZ it
+                    gives the order of label_dist's columns
+        image_root  folder that a CSV's paths start from; default: the CSV's own folder
+        Raises UserError for everything that can be wrong with the files.
+        """
+        path = Path(path)
+        if path.is_dir():
+            return cls(**read_folder(path, class_map), source=str(path))
+        if path.suffix.lower() == ".csv":
+            return cls(**read_csv(path, class_map, image_root), source=str(path))
+        return cls(**_read_npz(path, class_map), source=str(path))
+
+    def save(self, path: str | Path) -> None:
+        """Write an NPZ that :meth:`load` reads back: images, label_dist, labels, names (bytes), subjects if known."""
+        if self.images is None:
+            raise TypeError("Faces.save: path data have no images in memory")
+        arrays = {
+            "images": self.images,
+            "label_dist": self.label_dist,
+            "labels": self.labels,
+            "names": np.array([name.encode() for name in self.names], np.bytes_),
+        }
+        if self.subjects is not None:
+            arrays["subjects"] = np.array(self.subjects, np.str_)
+        save_npz(path, arrays)
+
+
+def _check_images(images: np.ndarray, where: str) -> None:
+    fits = images.ndim == 3 or (images.ndim == 4 and images.shape[3] == 3)
+    if images.dtype != np.uint8 or not fits:
+        raise UserError(f"{where}: images must be uint8 [N, H, W] or [N, H, W, 3], "
+                        f"are {images.dtype} {list(images.shape)}")  # fmt: skip
+    if 0 in images.shape:
+        raise UserError(f"{where}: holds no images (shape {list(images.shape)})")
+
+
+def _check_label_dist(label_dist, count: int, classes: int, where: str) -> np.ndarray:
+    label_dist = np.asarray(label_dist)
+    if label_dist.shape != (count, classes) or label_dist.dtype.kind != "f":
+        raise UserError(f"{where}: label_dist must be float [{count}, {classes}], "
+                        f"is {label_dist.dtype} {list(label_dist.shape)}")  # fmt: skip
+    sums = label_dist.sum(axis=1, dtype=np.float64)
+    bad = ~((np.abs(sums - 1) <= 1e-3) | (label_dist == 0).all(axis=1)) | (label_dist < 0).any(axis=1)
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        raise UserError(
+            f"{where}: {bad.sum()} rows of label_dist are no distribution; row {row} sums to {sums[row]:g} "
+            f"(least entry {label_dist[row].min():g}), must sum to 1"
+        )
+    return label_dist.astype(np.float32, copy=False)
+
+
+def _read_npz(path: Path, class_map) -> dict:
+    arrays = load_npz(path, ("images",))
+    label_dist, labels = arrays.get("label_dist"), arrays.get("labels")
+    if label_dist is None and labels is None:
+        raise UserError(f"{path}: lacks label_dist (has {', '.join(arrays)})")
+    if class_map is not None:
+        label_dist, labels = _reorder(label_dist, labels, LabelMap.load(class_map), path)
+    names = arrays.get("names")
+    return {
+        "images": arrays["images"],
+        "label_dist": label_dist,
+        "labels": labels,
+        "names": None if names is None else [n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()],
+        "subjects": arrays["subjects"].tolist() if "subjects" in arrays else None,
+    }
+
+
+def _reorder(label_dist, labels, label_map: LabelMap, path: Path):
+    """Columns and ids in the dataset's own order -> the taxonomy's."""
+    if label_dist is not None:
+        columns = sorted(label_map.by_id)
+        if label_dist.ndim != 2 or label_dist.shape[1] != len(columns):
+            raise UserError(f"{path}: label_dist has shape {list(label_dist.shape)}, "
+                            f"{label_map.source} names {len(columns)} classes")  # fmt: skip
+        moved = np.zeros((len(label_dist), len(CLASS_NAMES)), label_dist.dtype)
+        moved[:, [label_map.by_id[column] for column in columns]] = label_dist
+        label_dist = moved
+    if labels is not None:
+        unknown = sorted(set(np.unique(labels).tolist()) - {-1} - set(label_map.by_id))
+        if unknown:
+            raise UserError(f"{path}: label {unknown[0]} is not in the class map; {label_map.source} has "
+                            f"{sorted(label_map.by_id)}")  # fmt: skip
+        labels = np.array([label_map.by_id.get(int(label), -1) for label in labels], np.int64)
+    return label_dist, labels

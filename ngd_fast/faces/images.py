@@ -1,0 +1,65 @@
+"""Decoding image files. Faces live as uint8 arrays [H, W] (grey) or [H, W, 3] (RGB)."""
+
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+
+from ngd_fast.errors import UserError
+
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+
+
+def decode_image(
+    path: str | Path, *, grey: bool = False, side: int | None = None, box: Sequence[float] | None = None
+) -> np.ndarray:
+    """Decode one image to uint8 [H, W, 3], or [H, W] with ``grey`` (ITU-R 601 luma).
+
+    box   (left, top, right, bottom) in pixels: only this part; beyond the border it repeats nothing and is black
+    side  resize to side x side with a triangle filter that widens when it shrinks (antialiased)
+    Raises UserError naming the file when it is missing or no image.
+    """
+    from PIL import Image
+
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith("I"):  # 16-bit PNG: PIL would clip, not scale
+                image = image.point(lambda value: value / 256)
+            image = image.convert("L" if grey else "RGB")
+            if box is not None:
+                image = image.crop(tuple(round(edge) for edge in box))
+            if side is not None and image.size != (side, side):
+                image = image.resize((side, side), Image.Resampling.BILINEAR)
+            return np.array(image)
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such image; if the paths are relative to another folder, give --image-root"
+        ) from None
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise UserError(f"{path}: not a readable image ({error}); --skip-bad leaves such images out") from None
+
+
+def resize_images(images: np.ndarray, side: int) -> np.ndarray:
+    """Resize uint8 [N, H, W] or [N, H, W, 3] to [N, side, side(, 3)], as :func:`decode_image` does."""
+    from PIL import Image
+
+    out = np.empty((len(images), side, side, *images.shape[3:]), np.uint8)
+    for i, image in enumerate(images):
+        out[i] = np.asarray(Image.fromarray(image).resize((side, side), Image.Resampling.BILINEAR))
+    return out
+
+
+def to_grey(images: np.ndarray) -> np.ndarray:
+    """ITU-R 601 luma of uint8 [..., 3], rounded as PIL's convert("L") does."""
+    weights = np.array([19595, 38470, 7471], np.uint32)
+    return ((images.astype(np.uint32) @ weights + 0x8000) >> 16).astype(np.uint8)
+
+
+def map_images(function: Callable, items: Sequence, *, desc: str, workers: int = 4, show: bool = True) -> list:
+    """``[function(item) for item in items]`` in threads (decoding releases the GIL), in order, with progress."""
+    from ngd_fast.console import progress
+
+    with ThreadPoolExecutor(max(1, workers)) as pool:
+        results = pool.map(function, items)
+        return list(progress(results, desc=desc, total=len(items), unit="image") if show else results)

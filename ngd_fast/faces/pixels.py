@@ -1,0 +1,92 @@
+"""Source pixels of a dataset as one shape of uint8: what every feed cuts its views from."""
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from ngd_fast.errors import UserError
+from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.images import decode_image, map_images, resize_images, to_grey
+
+DECODE_RATIO = 8 / 7
+"""Larger images are first reduced to this multiple of the output's side (224 -> 256), with antialiasing: views are then
+cut by plain bilinear sampling without aliasing, and every feed starts from the same pixels."""
+
+
+class SourcePixels:
+    """uint8 [N, height, width, channels] of a dataset, decoded on demand where it is given as paths.
+
+    ``grey`` turns colour into luma (a network trained on grey faces should see grey ones). Larger images than
+    8/7 of ``image_size`` are reduced to that. Path data become square, of the side of the first image or the limit.
+    """
+
+    def __init__(self, faces: Faces, image_size: int, *, grey: bool = False):
+        self.faces = faces
+        limit = math.ceil(image_size * DECODE_RATIO)
+        if faces.images is None:
+            first = decode_image(faces.paths[0])
+            side = min(limit, max(first.shape[:2]))
+            self.height = self.width = side
+            self.channels = 1 if grey else 3
+            self.grey = grey
+            self._images = None
+        else:
+            images = to_grey(faces.images) if grey and faces.images.ndim == 4 else faces.images
+            if max(images.shape[1:3]) > limit:
+                images = resize_images(images, limit)
+            self._images = images if images.ndim == 4 else images[..., None]
+            self.height, self.width, self.channels = self._images.shape[1:]
+
+    def __len__(self) -> int:
+        return len(self.faces)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether the pixels are in memory already."""
+        return self._images is not None
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that all pixels take."""
+        return len(self) * self.height * self.width * self.channels
+
+    def take(self, rows: np.ndarray, pool: ThreadPoolExecutor | None = None) -> np.ndarray:
+        """uint8 [B, height, width, channels] of the given rows; ``pool`` decodes in parallel."""
+        if self._images is not None:
+            return self._images[rows]
+        images = (map if pool is None else pool.map)(self._decode, rows)
+        return np.stack(list(images))
+
+    def load_all(self, workers: int = 4) -> np.ndarray:
+        """All rows. Path data are decoded in threads, with progress."""
+        if self._images is None:
+            rows = range(len(self))
+            self._images = np.stack(map_images(self._decode, rows, desc="decoding faces", workers=workers))
+        return self._images
+
+    def _decode(self, row: int) -> np.ndarray:
+        image = decode_image(self.faces.paths[row], grey=self.grey, side=self.width)
+        return image if image.ndim == 3 else image[..., None]
+
+
+def drop_unreadable(faces: Faces, workers: int = 4) -> tuple[Faces, list[str]]:
+    """Decode every image once; the faces that can be read, and the paths of those that cannot.
+
+    Raises UserError when none can be read.
+    """
+    if faces.paths is None:
+        return faces, []
+
+    def readable(path: str) -> bool:
+        try:
+            decode_image(path)
+        except UserError:
+            return False
+        return True
+
+    good = np.array(map_images(readable, faces.paths, desc="checking images", workers=workers), bool)
+    if not good.any():
+        raise UserError(f"{faces.source}: none of its {len(faces)} images can be read, first {faces.paths[0]}")
+    bad = [faces.paths[row] for row in np.flatnonzero(~good)]
+    return (faces.subset(good) if bad else faces), bad
