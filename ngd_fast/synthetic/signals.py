@@ -4,10 +4,11 @@ Each channel is noise shaped to 1/f with a bump for every rhythm. The bumps' hei
 
 - of the place: alpha strongest at the back, beta and gamma at the front and the temples;
 - of valence: frontal alpha asymmetry (pleasant: less alpha on the left, that is, more activity there), the opposite in
-  beta, and frontal theta. Its strength follows a slow state that also shows as theta and alpha over the whole head,
-  so that a linear model of band power sees only a part of it;
+  beta, both as strong as a slow state allows that also shows as theta and alpha over the whole head, so that a linear
+  model of band power sees only a part of it; and frontal theta up, gamma down;
 - of arousal: beta and gamma up, most at the temples, and alpha down at the back;
-- of the subject (its own gains, its alpha frequency), of the trial and of the moment: noise to a learner.
+- of the subject: large gains of each rhythm (as between real heads, so that power means little before each subject is
+  normalised by itself), small ones of each channel, its alpha frequency; of the trial and of the moment.
 """
 
 from collections.abc import Sequence
@@ -32,9 +33,9 @@ class Subject:
     """One made-up head: fixed gains of every channel and rhythm, drawn from ``rng``."""
 
     def __init__(self, channels: Sequence[str], rng: np.random.Generator, noise: float = 1.0):
-        self.place, self.valence, self.arousal, self.common = _topographies(channels)
+        self.place, self.valence, self.asymmetry, self.arousal, self.state = _topographies(channels)
         self.rng, self.noise = rng, noise
-        self.gain = 0.5 * rng.normal(size=_RHYTHMS) + 0.25 * rng.normal(size=self.place.shape)
+        self.gain = 1.2 * rng.normal(size=_RHYTHMS) + 0.25 * rng.normal(size=self.place.shape)
         self.centres = _CENTRES + np.array([0, 0, 0.7, 0, 0]) * rng.normal()
         self.strength = rng.uniform(0.8, 1.2)
 
@@ -48,8 +49,8 @@ class Subject:
             0.15 * rng.normal(size=(blocks, 1, _RHYTHMS)) + 0.15 * rng.normal(size=(blocks, *self.place.shape))
         )
         state = rng.uniform(-1, 1, size=(blocks, 1, 1))
-        log_gain = self.place + self.gain + trial + moment + 0.9 * state * self.common
-        log_gain = log_gain + self.strength * (valence * (0.4 + state) * self.valence + arousal * self.arousal)
+        felt = valence * (self.valence + (0.5 + state) * self.asymmetry) + arousal * self.arousal
+        log_gain = self.place + self.gain + trial + moment + state * self.state + self.strength * felt
 
         # Blocks of shaped noise, each twice as long as its step, faded into the next with constant power.
         frequency = np.fft.rfftfreq(2 * block, 1 / rate)
@@ -80,7 +81,7 @@ def draw_ratings(rng: np.random.Generator, subjects: int, clips: int) -> tuple[n
 
 
 def _topographies(channels: Sequence[str]):
-    """Four float64 [channels, rhythms]: place, and the effects of valence, of arousal and of the common state."""
+    """Five float64 [channels, rhythms]: place, and effects of valence (steady, asymmetry), arousal and the state."""
     front, back, temple, side = (np.zeros(len(channels)) for _ in range(4))
     for i, name in enumerate(channels):
         letters, number = name.rstrip("0123456789zZ").upper(), name.lstrip("AFCPTOfcptoZz")
@@ -88,11 +89,12 @@ def _topographies(channels: Sequence[str]):
         back[i] = {"O": 1.0, "PO": 0.9, "P": 0.7, "CP": 0.3}.get(letters, 0.0)
         temple[i] = {"T": 1.0, "F": 0.4, "FC": 0.5, "P": 0.4, "CP": 0.3}.get(letters, 0.1)
         side[i] = 0.0 if not number else (1.0 if int(number) % 2 == 0 else -1.0)
-    zero, one = np.zeros(len(channels)), np.ones(len(channels))
-    place = np.column_stack(
-        [0.6 * front, 0.2 * front, 1.3 * back, 0.4 * front + 0.4 * temple, 0.3 * front + 0.6 * temple]
+    zero = np.zeros(len(channels))
+    columns = (
+        (0.6 * front, 0.2 * front, 1.3 * back, 0.4 * front + 0.4 * temple, 0.3 * front + 0.6 * temple),
+        (zero, 0.4 * front + 0.08, zero, zero, 0.12 * front - 0.24),
+        (zero, zero, 1.6 * side * front, -0.95 * side * front, zero),
+        (zero, zero, -0.4 * back, 0.16 + 0.28 * temple, 0.2 + 0.4 * temple),
+        (zero, zero + 0.6, zero + 0.4, zero, zero),
     )
-    valence = np.column_stack([zero, 0.25 * front, 0.8 * side * front, -0.5 * side * front, zero])
-    arousal = np.column_stack([zero, zero, -0.5 * back, 0.2 + 0.35 * temple, 0.25 + 0.5 * temple])
-    common = np.column_stack([zero, one, 0.6 * one, zero, zero])
-    return place, valence, arousal, common
+    return tuple(np.column_stack(column) for column in columns)
