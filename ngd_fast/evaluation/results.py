@@ -1,0 +1,138 @@
+"""Runs and evaluations as they lie on disk: found, read and checked, for tables, figures, the report and ``verify``."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+from ngd_fast.artifacts.files import read_json
+from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.metrics import PROTOCOLS
+from ngd_fast.evaluation.predictions import Predictions
+
+METRICS_NAME = "metrics.json"
+
+
+@dataclass(frozen=True)
+class Result:
+    """One run on one dataset."""
+
+    path: Path
+    """The metrics.json it stands in."""
+    split: str
+    """The key below which the blocks stand ("valid"); empty where they stand at the top, as in outs/xval_*."""
+    run: str
+    variant: str
+    seed: int | None
+    dataset: str
+    blocks: dict[str, dict]
+    """{"eight_way": block, "present_only": block} as :func:`~ngd_fast.evaluation.metrics.evaluate` makes them."""
+    data: dict = field(repr=False)
+    """The whole metrics.json."""
+
+    @property
+    def folder(self) -> Path:
+        return self.path.parent
+
+    @property
+    def predictions_path(self) -> Path:
+        return self.folder / (f"predictions_{self.split}.npz" if self.split else "predictions.npz")
+
+    @cached_property
+    def predictions(self) -> Predictions | None:
+        """The predictions that the metrics were computed from; None where they were not kept."""
+        return Predictions.load(self.predictions_path) if self.predictions_path.exists() else None
+
+    @cached_property
+    def fingerprint(self) -> dict | None:
+        path = self.folder / FINGERPRINT_NAME
+        return read_json(path) if path.exists() else None
+
+
+def load_results(paths: Iterable[str | Path]) -> list[Result]:
+    """Read every evaluation in the given metrics.json files and folders (searched to any depth), without repeats.
+
+    Sorted by variant, seed and dataset. Raises UserError where nothing is found or a file is no metrics.json.
+    """
+    results, seen = [], set()
+    for path in map(Path, paths):
+        for file in _metrics_files(path):
+            if file.resolve() not in seen:
+                seen.add(file.resolve())
+                results.extend(_read(file))
+    results.sort(key=lambda r: (r.variant, r.seed if r.seed is not None else -1, r.dataset, r.run, str(r.path)))
+    return _without_repeats(results)
+
+
+def _without_repeats(results: list[Result]) -> list[Result]:
+    """Drop a run's second evaluation on a dataset where it says the same; refuse it where it says something else."""
+    kept: dict[tuple, Result] = {}
+    for result in results:
+        first = kept.setdefault((result.run, result.variant, result.seed, result.dataset), result)
+        if first.blocks != result.blocks:
+            raise UserError(
+                f"{result.run} on {result.dataset} has two results that differ: {first.path} and {result.path}; "
+                "name the folders that belong into the table"
+            )
+    return list(kept.values())
+
+
+def _metrics_files(path: Path) -> list[Path]:
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
+        raise UserError(f"{path}: no such run folder or {METRICS_NAME}")
+    files = sorted(path.rglob(METRICS_NAME))
+    if not files:
+        raise UserError(f"{path}: holds no {METRICS_NAME}; is the run finished?")
+    return files
+
+
+def _read(path: Path) -> Iterator[Result]:
+    data = read_json(path)
+    if not isinstance(data, dict):
+        raise UserError(f"{path}: must hold a JSON object, holds a {type(data).__name__}")
+    found = {key: value for key, value in data.items() if isinstance(value, dict) and PROTOCOLS[0] in value}
+    if PROTOCOLS[0] in data:
+        found[""] = data
+    for split, blocks in found.items():
+        for protocol in PROTOCOLS:
+            missing = {"accuracy", "macro_f1", "n"} - set(blocks.get(protocol, ()))
+            if missing:
+                raise UserError(f"{path}: {split or 'the file'} lacks {protocol} {', '.join(sorted(missing))}")
+        run = str(data.get("run") or path.parent.name)
+        yield Result(
+            path=path,
+            split=split,
+            run=run,
+            variant=str(data.get("variant") or run),
+            seed=data.get("seed"),
+            dataset=str(data.get("dataset") or split or path.parent.name),
+            blocks={protocol: blocks[protocol] for protocol in PROTOCOLS},
+            data=data,
+        )
+
+
+def by_variant(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results of each variant, variants in order of name."""
+    groups: dict[str, list[Result]] = {}
+    for result in sorted(results, key=lambda r: r.variant):
+        groups.setdefault(result.variant, []).append(result)
+    return groups
+
+
+def by_dataset(results: Iterable[Result]) -> dict[str, list[Result]]:
+    """Results on each dataset, which must be the same number of rows for each. Raises UserError where it is not."""
+    groups: dict[str, list[Result]] = {}
+    for result in results:
+        groups.setdefault(result.dataset, []).append(result)
+    for dataset, group in groups.items():
+        for result in group[1:]:
+            counts = [r.blocks[PROTOCOLS[0]]["n"] for r in (group[0], result)]
+            if counts[0] != counts[1]:
+                raise UserError(
+                    f"{dataset}: {group[0].run} was evaluated on {counts[0]} rows and {result.run} on {counts[1]}; "
+                    "they cannot stand in one table"
+                )
+    return groups

@@ -1,0 +1,142 @@
+"""The paper's two tables as JSON: what ``viz/*.tex``, the terminal and the report are rendered from.
+
+A table keeps the checksums of the files it was made from; :func:`rebuild_table` makes it again from them.
+"""
+
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+from ngd_fast.artifacts.files import read_json, sha256, write_json, write_text
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.bootstrap import METRICS
+from ngd_fast.evaluation.comparison import paired_difference, summarize, variant_samples
+from ngd_fast.evaluation.metrics import PROTOCOLS
+from ngd_fast.evaluation.results import Result, by_dataset, by_variant, load_results
+
+ABLATION, XVAL = "ablation_lite", "xval_main"
+
+
+def summarize_variant(results: Sequence[Result], protocol: str) -> dict:
+    """Mean and spread over the runs of one variant on one dataset; the interval of the one run where there is one."""
+    row = {"variant": results[0].variant, "seeds": [r.seed for r in results], "runs": [r.run for r in results]}
+    for name in METRICS:
+        values = [r.blocks[protocol][name] for r in results if name in r.blocks[protocol]]
+        if len(values) != len(results):
+            continue
+        row[name] = summarize(values)
+        intervals = results[0].blocks[protocol].get("ci", {})
+        if len(results) == 1 and name in intervals:
+            row[name]["ci"] = intervals[name]
+    switches = {_frozen(r.fingerprint["switches"]) for r in results if r.fingerprint and "switches" in r.fingerprint}
+    if len(switches) > 1:
+        raise UserError(f"variant {row['variant']}: its runs {', '.join(row['runs'])} differ in which terms were on")
+    if switches:
+        row["switches"] = dict(switches.pop())
+    return row
+
+
+def _frozen(switches: dict) -> tuple:
+    return tuple(sorted(switches.items()))
+
+
+def ablation_table(
+    results: Sequence[Result], *, protocol: str = "eight_way", baseline: str | None = None, resamples: int = 1000
+) -> dict:
+    """Variants on the one dataset that they share (validation), each against ``baseline`` (default: the first).
+
+    Where every run kept its predictions, rows carry ``versus_baseline`` from the paired bootstrap (seed 0).
+    Raises UserError where the results are on several datasets or the baseline is not among them.
+    """
+    datasets = by_dataset(results)
+    if len(datasets) != 1:
+        raise UserError(f"an ablation table needs one dataset, the runs have {len(datasets)}: {', '.join(datasets)}")
+    variants = by_variant(results)
+    baseline = baseline or next(iter(variants))
+    if baseline not in variants:
+        raise UserError(f"baseline {baseline!r} is not among the variants {', '.join(variants)}")
+    rows = [summarize_variant(group, protocol) for group in variants.values()]
+    if len(variants) > 1 and all(r.predictions is not None for r in results):
+        samples = {
+            name: variant_samples([r.predictions for r in group], protocol=protocol, resamples=resamples)
+            for name, group in variants.items()
+        }
+        for row in rows:
+            if row["variant"] != baseline:
+                row["versus_baseline"] = paired_difference(samples[baseline], samples[row["variant"]])
+    block = results[0].blocks[protocol]
+    return {
+        "kind": ABLATION,
+        "dataset": next(iter(datasets)),
+        "protocol": protocol,
+        "baseline": baseline,
+        "resamples": resamples,
+        "n": block["n"],
+        "rows": rows,
+    }
+
+
+def xval_table(results: Sequence[Result]) -> dict:
+    """All variants on all datasets, 8-way and present-only (one block where every class is present)."""
+    blocks = []
+    for dataset, group in by_dataset(results).items():
+        example = group[0].blocks
+        absent = example[PROTOCOLS[0]].get("absent", [])
+        for protocol in PROTOCOLS if absent else PROTOCOLS[:1]:
+            blocks.append(
+                {
+                    "dataset": dataset,
+                    "protocol": protocol,
+                    "n": example[protocol]["n"],
+                    "absent": absent,
+                    "rows": [summarize_variant(runs, protocol) for runs in by_variant(group).values()],
+                }
+            )
+    return {"kind": XVAL, "blocks": blocks}
+
+
+def write_tables(
+    paths: Sequence[str | Path], out: str | Path, *, protocol: str = "eight_way", baseline: str | None = None
+) -> list[Path]:
+    """Write ``xval_main`` and, where at least two variants share a dataset named by their runs' own metrics.json,
+    ``ablation_lite`` into ``out``: each as .json and as .tex rendered from that JSON. Returns the files.
+
+    ``paths`` are run folders, outs/xval_* folders or folders above them.
+    """
+    results = load_results(paths)
+    own = [r for r in results if r.split == "valid"]
+    tables = [xval_table(results)]
+    if len(by_variant(own)) > 1:
+        tables.append(ablation_table(own, protocol=protocol, baseline=baseline))
+    return [file for table in tables for file in _write(table, results, Path(out))]
+
+
+def _write(table: dict, results: Sequence[Result], out: Path) -> list[Path]:
+    from ngd_fast.evaluation.latex import render
+
+    if table["kind"] == ABLATION:
+        results = [r for r in results if r.split == "valid"]
+    table["sources"] = [
+        {"path": Path(os.path.relpath(path, out)).as_posix(), "sha256": sha256(path)}
+        for path in sorted({r.path for r in results})
+    ]
+    stem = out / table["kind"]
+    write_json(stem.with_suffix(".json"), table)
+    write_text(stem.with_suffix(".tex"), render(table))
+    return [stem.with_suffix(".json"), stem.with_suffix(".tex")]
+
+
+def rebuild_table(path: str | Path) -> dict:
+    """The table that the sources named in the table file ``path`` give now; raises UserError where one is gone."""
+    path = Path(path)
+    table = read_json(path)
+    results = load_results([path.parent / source["path"] for source in table["sources"]])
+    if table["kind"] == ABLATION:
+        own = [r for r in results if r.split == "valid"]
+        made = ablation_table(own, protocol=table["protocol"], baseline=table["baseline"], resamples=table["resamples"])
+    else:
+        made = xval_table(results)
+    made["sources"] = [
+        {"path": source["path"], "sha256": sha256(path.parent / source["path"])} for source in table["sources"]
+    ]
+    return made

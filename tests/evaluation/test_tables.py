@@ -1,0 +1,103 @@
+import shutil
+import subprocess
+
+import pytest
+
+from ngd_fast.artifacts.files import read_json, write_json
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.latex import escape, render
+from ngd_fast.evaluation.metrics import evaluate_predictions
+from ngd_fast.evaluation.results import load_results
+from ngd_fast.evaluation.tables import ablation_table, write_tables, xval_table
+
+
+@pytest.fixture(scope="module")
+def outs(suite, tmp_path_factory):
+    """The suite, and B0 and B3 on a dataset that lacks two classes."""
+    from .conftest import draw
+
+    root = tmp_path_factory.mktemp("xval") / "outs"
+    shutil.copytree(suite, root)
+    for variant, signal in (("B0", 1.0), ("B3", 1.5)):
+        predictions = draw((50, 40, 30, 20, 20, 0, 10, 0), signal=signal, dataset="ck_plus & friends")
+        folder = root / f"xval_ckplus_{variant}"
+        predictions.save(folder / "predictions.npz")
+        meta = {"run": f"{variant}_seed1", "variant": variant, "seed": 1, "dataset": predictions.dataset}
+        write_json(folder / "metrics.json", meta | evaluate_predictions(predictions, bootstrap=20))
+    return root
+
+
+def test_rows_are_the_mean_over_seeds(suite):
+    table = ablation_table(load_results([suite]), resamples=100)
+    assert [row["variant"] for row in table["rows"]] == ["B0", "B1", "B2", "B3"]
+    b1 = table["rows"][1]
+    values = [read_json(suite / f"B1_seed{s}" / "metrics.json")["valid"]["eight_way"]["macro_f1"] for s in (1, 2)]
+    assert b1["macro_f1"]["mean"] == pytest.approx(sum(values) / 2)
+    assert b1["seeds"] == [1, 2]
+    assert b1["switches"] == {"kd": True, "proto": False, "d_geo": False}
+    assert "versus_baseline" not in table["rows"][0]
+    gain = table["rows"][3]["versus_baseline"]["macro_f1"]
+    assert gain["difference"] == pytest.approx(
+        table["rows"][3]["macro_f1"]["mean"] - table["rows"][0]["macro_f1"]["mean"]
+    )
+    assert gain["p"] < 0.05
+
+
+def test_present_only_stands_beside_8_way_where_classes_lack(outs):
+    blocks = xval_table(load_results([outs]))["blocks"]
+    assert {(b["dataset"], b["protocol"]) for b in blocks} == {
+        ("faces_valid", "eight_way"),
+        ("ck_plus & friends", "eight_way"),
+        ("ck_plus & friends", "present_only"),
+    }
+
+
+def test_every_number_in_the_latex_comes_from_the_json(outs, tmp_path):
+    files = write_tables([outs], tmp_path / "viz")
+    assert [f.name for f in files] == ["xval_main.json", "xval_main.tex", "ablation_lite.json", "ablation_lite.tex"]
+    table = read_json(tmp_path / "viz" / "ablation_lite.json")
+    tex = (tmp_path / "viz" / "ablation_lite.tex").read_text()
+    for row in table["rows"]:
+        assert f"{100 * row['macro_f1']['mean']:.2f}" in tex
+    table["rows"][0]["accuracy"]["mean"] = 0.123456
+    assert "12.35" in render(table)
+    again = write_tables([outs], tmp_path / "again" / "viz")
+    assert again[3].read_text() == tex
+
+
+def test_latex_compiles(outs, tmp_path):
+    engine = next((e for e in ("pdflatex", "tectonic", "lualatex", "xelatex") if shutil.which(e)), None)
+    if engine is None:
+        pytest.skip("no TeX engine here")
+    write_tables([outs], tmp_path)
+    document = r"\documentclass{article}\usepackage{booktabs}\begin{document}" "\n"
+    document += r"\input{xval_main}\input{ablation_lite}\end{document}" "\n"
+    (tmp_path / "paper.tex").write_text(document)
+    options = [] if engine == "tectonic" else ["-interaction=nonstopmode", "-halt-on-error"]
+    done = subprocess.run([engine, *options, "paper.tex"], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "Overfull" not in done.stdout, "the tables fit an article's column"
+    assert (tmp_path / "paper.pdf").stat().st_size > 1000
+
+
+def test_special_characters_are_escaped():
+    assert escape("a_b & 5% {x}") == r"a\_b \& 5\% \{x\}"
+
+
+def test_what_cannot_stand_in_one_table(suite, outs, tmp_path):
+    with pytest.raises(UserError, match="needs one dataset"):
+        ablation_table(load_results([outs]))
+    with pytest.raises(UserError, match="baseline 'B9' is not among"):
+        ablation_table(load_results([suite]), baseline="B9")
+    with pytest.raises(UserError, match="no such run folder"):
+        load_results([tmp_path / "none"])
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match=r"holds no metrics\.json"):
+        load_results([tmp_path / "empty"])
+    shutil.copytree(suite / "B0_seed1", tmp_path / "two" / "a")
+    assert len(load_results([suite, tmp_path / "two"])) == 8, "the same run again is taken once"
+    changed = read_json(tmp_path / "two" / "a" / "metrics.json")
+    changed["valid"]["eight_way"]["accuracy"] += 0.1
+    write_json(tmp_path / "two" / "a" / "metrics.json", changed)
+    with pytest.raises(UserError, match="two results that differ"):
+        load_results([suite, tmp_path / "two"])

@@ -1,0 +1,111 @@
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+
+from ngd_fast.artifacts.files import read_json, write_json, write_sums
+from ngd_fast.artifacts.fingerprint import make_fingerprint
+from ngd_fast.artifacts.verify import verify
+from ngd_fast.cli import main
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.evaluation.tables import write_tables
+
+
+def problems(folder):
+    return [line for found in verify(folder) for line in found.problems]
+
+
+def exit_code(*args):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in args])
+    return stop.value.code
+
+
+def test_an_untouched_run_holds(run, capsys):
+    (found,) = verify(run)
+    assert found.problems == []
+    assert found.checked == ["5 checksums", "fingerprint's files", "metrics.json valid from predictions_valid.npz"]
+    assert exit_code("verify", run) == 0
+    assert "as written" in capsys.readouterr().out
+    assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS.txt"], cwd=run).returncode == 0
+
+
+def test_a_number_typed_by_hand_is_found_even_with_new_checksums(run, capsys):
+    metrics = read_json(run / "metrics.json")
+    metrics["valid"]["eight_way"]["accuracy"] = 0.99
+    write_json(run / "metrics.json", metrics)
+    write_sums(run)
+    (line,) = problems(run)
+    assert line.startswith("metrics.json valid: eight_way.accuracy: says 0.99, is 0.")
+    assert exit_code("verify", run) == 1
+    assert line in capsys.readouterr().out
+
+
+def test_every_kind_of_touch_is_named(run):
+    (run / "log.jsonl").unlink()
+    (run / "config.yaml").write_text("variant: B9\n")
+    found = problems(run)
+    assert "log.jsonl: missing" in found
+    assert "config.yaml: changed" in found
+    assert any("config: config.yaml is not the file that the run was made from" in line for line in found)
+    (run / "extra.txt").write_text("x")
+    assert any("extra.txt: not in SHA256SUMS.txt" in line for line in verify(run)[0].notes)
+
+
+def test_changed_predictions_change_the_metrics(run):
+    predictions = Predictions.load(run / "predictions_valid.npz")
+    logits = predictions.logits.copy()
+    logits[:20] = np.roll(logits[:20], 1, axis=1)
+    Predictions(logits, predictions.labels, predictions.names, predictions.class_names, predictions.dataset).save(
+        run / "predictions_valid.npz"
+    )
+    found = problems(run)
+    assert "predictions_valid.npz: changed" in found
+    assert any("eight_way.accuracy" in line for line in found)
+
+
+def test_a_file_cut_short_is_a_finding_not_a_crash(run):
+    whole = (run / "predictions_valid.npz").read_bytes()
+    (run / "predictions_valid.npz").write_bytes(whole[: len(whole) // 2])
+    assert any("is it truncated?" in line for line in problems(run))
+
+
+def test_data_that_changed_or_went_away(run, tmp_path):
+    data = tmp_path / "faces.npz"
+    data.write_bytes(b"faces")
+    make_fingerprint(run, variant="B3", seed=1, switches={}, weights={}, files={"data": data})
+    write_sums(run)
+    assert problems(run) == []
+    data.write_bytes(b"other faces")
+    assert any("data:" in line and "is not the file" in line for line in problems(run))
+    data.unlink()
+    (found,) = verify(run)
+    assert found.problems == []
+    assert any("so it was not checked" in line for line in found.notes)
+
+
+def test_tables_are_made_again(suite, tmp_path):
+    root = tmp_path / "outs"
+    shutil.copytree(suite, root)
+    write_tables([root], root / "viz")
+    assert problems(root) == []
+    tex = root / "viz" / "ablation_lite.tex"
+    tex.write_text(tex.read_text().replace("B3", "B4"))
+    assert problems(root) == ["ablation_lite.tex: is not what ablation_lite.json gives"]
+    table = read_json(root / "viz" / "xval_main.json")
+    table["blocks"][0]["rows"][0]["accuracy"]["mean"] = 0.5
+    write_json(root / "viz" / "xval_main.json", table)
+    assert any("xval_main.json: blocks[0].rows[0].accuracy.mean: says 0.5" in line for line in problems(root))
+
+
+def test_nothing_to_verify(tmp_path):
+    with pytest.raises(UserError, match="is it a finished run"):
+        verify(tmp_path)
+    assert exit_code("verify", tmp_path / "none") == 2
+
+
+def test_a_run_without_its_sums(run):
+    (run / "SHA256SUMS.txt").unlink()
+    assert "SHA256SUMS.txt: missing" in problems(run)
