@@ -40,9 +40,12 @@ def open_dreamer(path: str | Path) -> TrialSource:
     if not channels or not subjects:
         raise UserError(f"{path}: DREAMER holds {len(channels)} electrodes and {len(subjects)} subjects")
     counts = [len(s.field("EEG", path).field("stimuli", path).cells()) for s in subjects]
+    subjects.reverse()
 
     def trials(exclusions: Exclusions) -> Iterator[Trial]:
-        for number, subject in enumerate(subjects, 1):
+        # Each subject is let go once it is done: scipy has the whole file in memory, 2 GB of it for the real one.
+        for number in range(1, len(subjects) + 1):
+            subject = subjects.pop()
             if counts[number - 1] < max(counts):
                 exclusions.add(
                     "clips that a subject lacks",

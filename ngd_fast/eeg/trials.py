@@ -64,7 +64,7 @@ class Exclusions:
 
 @dataclass
 class TrialSource:
-    """A dataset of recordings. ``trials(exclusions)`` yields its trials one by one, so that only one is in memory.
+    """A dataset of recordings. ``trials(exclusions)`` yields its trials one by one, once, and keeps none of them.
 
     name      stem of the files that are written
     channels  names of the rows of every trial's signals
