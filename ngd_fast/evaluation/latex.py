@@ -16,8 +16,8 @@ PROTOCOL_TITLES = {"eight_way": "8-way", "present_only": "present-only"}
 SWITCH_TITLES = {
     "ce": "CE",
     "kd": "KD",
-    "proto": "Proto-KD",
-    "proto_kd": "Proto-KD",
+    "proto": "Proto",
+    "proto_kd": "Proto",
     "geo": "D-Geo",
     "d_geo": "D-Geo",
 }
@@ -111,7 +111,7 @@ def _table(body: Sequence[str], *, columns: str, caption: str, label: str) -> st
     lines = [
         "% Written by ngd-fast from the JSON file beside it; edits are found by `ngd-fast verify`.",
         r"\begin{table}[t]",
-        r"\centering\footnotesize\setlength{\tabcolsep}{3pt}",
+        r"\centering\footnotesize\setlength{\tabcolsep}{2.4pt}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
         rf"\begin{{tabular}}{{@{{}}{columns}@{{}}}}",
@@ -135,7 +135,7 @@ def _ablation(table: Mapping) -> str:
     paired = any("versus_baseline" in row for row in rows)
     head = ["Variant", *(escape(SWITCH_TITLES.get(s, s)) for s in switches), *(TITLES[n] for n in names)]
     if paired:
-        head += [r"$\Delta$ Macro-F1", "$p$"]
+        head += [r"$\Delta$F1", "$p$"]
     body = [_line(head), r"\midrule"]
     for row in rows:
         cells = [escape(row["variant"])]
@@ -150,8 +150,8 @@ def _ablation(table: Mapping) -> str:
     )
     if paired:
         caption += (
-            f" $\\Delta$: difference to {escape(table['baseline'])} with its 95\\% interval from a paired stratified "
-            f"bootstrap of {table['resamples']} resamples; $p$ two-sided, uncorrected."
+            f" $\\Delta$F1: difference of macro-F1 to {escape(table['baseline'])} with its 95\\% interval from a "
+            f"paired stratified bootstrap of {table['resamples']} resamples; $p$ two-sided, uncorrected."
         )
     columns = "l" + "c" * len(switches) + "r" * (len(head) - 1 - len(switches))
     return _table(body, columns=columns, caption=caption, label="tab:ablation_lite")
