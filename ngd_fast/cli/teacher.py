@@ -1,0 +1,80 @@
+"""ngd-fast teacher: train the network that regresses valence and arousal from topomaps, and cross-validate it."""
+
+from collections.abc import Callable
+
+import click
+
+
+@click.group("teacher")
+def command():
+    """Train the teacher that regresses valence and arousal from topomaps."""
+
+
+def _options(function: Callable) -> Callable:
+    for option in (
+        click.option("--device", default="auto", show_default=True, help="cpu, cuda, cuda:N, or auto."),
+        click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable."),
+        click.option("--config", "config_path", type=click.Path(dir_okay=False), help="Settings as YAML."),
+        click.option("--support", type=click.Path(), help="Topomaps without ratings (MAHNOB-HCI): consistency only."),
+        click.option("--maps", required=True, type=click.Path(), help="Labelled topomaps (*_topomaps_all.npz)."),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command()
+@_options
+@click.option("--out", default="outs/teacher", show_default=True, type=click.Path(file_okay=False), help="Run folder.")
+@click.option("--figures/--no-figures", default=True, show_default=True, help="Draw curves into OUT/viz.")
+def train(maps, support, out, config_path, overrides, device, figures):
+    """Train one teacher; some subjects are set aside to choose the epoch and, later, to build the prototypes."""
+    from ngd_fast.config import load_config
+    from ngd_fast.teacher.config import TeacherConfig
+    from ngd_fast.teacher.run import run_training
+
+    config = load_config(TeacherConfig, config_path, overrides)
+    metrics = run_training(
+        maps, out, config, support_path=support, device=resolve_device(device), figures=figures
+    )  # fmt: skip
+    blocks = {"teacher": metrics["validation"], **metrics["baselines"]}
+    _print_metrics(blocks, f"Validation subjects, {metrics['windows']['validation']} windows")
+    click.echo(out)
+    if metrics["interrupted"]:
+        click.echo(f"interrupted; {out} holds epoch {metrics['best_epoch']}, the best so far", err=True)
+        return 130
+    return 0
+
+
+def resolve_device(name: str) -> str:
+    """The device's name as torch takes it; UserError where this machine has none of that name."""
+    import torch
+
+    from ngd_fast.errors import UserError
+
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
+    return name
+
+
+def _print_metrics(blocks: dict, title: str) -> None:
+    from ngd_fast.console import print_table
+
+    rows = []
+    for name, block in blocks.items():
+        row = [name]
+        for dimension in ("valence", "arousal"):
+            row += [_cell(block[dimension], metric) for metric in ("ccc", "pearson", "rmse")]
+        rows.append(row)
+    columns = [f"{d} {m}" for d in ("valence", "arousal") for m in ("CCC", "r", "RMSE")]
+    print_table(["", *columns], rows, title=f"{title} (95% interval over subjects)")
+
+
+def _cell(block: dict, metric: str) -> str:
+    if metric not in block:
+        return "-"
+    interval = block.get("ci", {}).get(metric)
+    return f"{block[metric]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")

@@ -1,0 +1,79 @@
+"""From a trained teacher and a file of topomaps to a bank."""
+
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from ngd_fast.artifacts.files import sha256
+from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.errors import UserError
+from ngd_fast.prototypes.bank import PrototypeBank
+from ngd_fast.teacher.inputs import embed
+from ngd_fast.teacher.network import load_teacher
+
+SPLITS = ("validation", "train", "all")
+
+
+def select_rows(maps: Topomaps, teacher_meta: dict, split: Literal["validation", "train", "all"]) -> np.ndarray:
+    """bool [N]: labelled windows of the subjects on that side of the teacher's own split.
+
+    The maps need not be the teacher's own: of another file, whose subjects are other people under the same numbers,
+    only ``all`` means anything. Raises UserError where no window is left.
+    """
+    if split not in SPLITS:
+        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
+    rows = maps.labelled
+    if split != "all":
+        wanted = teacher_meta[f"{split}_subjects"]
+        rows = rows & np.isin(maps.subject, wanted)
+        if not rows.any():
+            raise UserError(f"the maps hold no labelled window of the teacher's {split} subjects {wanted}")
+    if not rows.any():
+        raise UserError(f"none of {len(maps)} windows has both valence and arousal; prototypes need ratings")
+    return rows
+
+
+def build_bank(
+    teacher_path: str | Path,
+    maps_path: str | Path,
+    *,
+    split: Literal["validation", "train", "all"] = "validation",
+    grid: int = 5,
+    fill_radius: float | None = None,
+    device: str = "cpu",
+) -> tuple[PrototypeBank, np.ndarray, np.ndarray]:
+    """The bank, and the features [n, 256] and ratings [n, 2] of the windows behind it.
+
+    ``validation`` (the paper's choice) is disjoint by subject from the teacher's training side; the bank's metadata
+    records which subjects it used and the checksums of teacher and maps. Raises UserError for maps that are not the
+    teacher's kind, or that are not the teacher's file while ``split`` names one of its sides.
+    """
+    teacher, meta = load_teacher(teacher_path, device=device)
+    maps = Topomaps.load(maps_path)
+    maps_sha256 = sha256(maps_path)
+    if split != "all" and maps_sha256 != meta["maps_sha256"]:
+        raise UserError(
+            f"{maps_path}: not the file this teacher was trained on, so its {split} subjects are unknown there;"
+            " give that file, or --split all"
+        )
+    rows = select_rows(maps, meta, split)
+    # Standardisation by subject and context take all of a subject's windows, rated or not, as in training.
+    _, features = embed(teacher, meta, maps, device=device)
+    ratings = np.stack([maps.valence, maps.arousal], axis=1)[rows]
+    bank = PrototypeBank.build(
+        features[rows],
+        ratings[:, 0],
+        ratings[:, 1],
+        grid=grid,
+        fill_radius=fill_radius,
+        meta={
+            "teacher_sha256": meta["sha256"],
+            "teacher_arch": meta["arch"],
+            "maps_sha256": maps_sha256,
+            "split": split,
+            "subjects": np.unique(maps.subject[rows]).tolist(),
+            "subject_disjoint_from_training": split == "validation",
+        },
+    )
+    return bank, features[rows], ratings

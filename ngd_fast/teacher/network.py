@@ -1,0 +1,165 @@
+"""The teacher: topomaps in, valence/arousal and a 256-D penultimate layer out (the paper's section 4.2)."""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+
+from ngd_fast.artifacts.files import atomic_path
+from ngd_fast.config import build_config
+from ngd_fast.errors import UserError
+from ngd_fast.teacher.config import NetworkConfig
+
+EMBEDDING_DIM = 256
+_METADATA_KEY = "ngd_fast"
+WEIGHTS_NAME = "teacher_best.safetensors"
+
+
+class _CNN(nn.Module):
+    """Patches on an 8x8 grid, ``depth`` residual blocks there, one step down to 4x4, where position is kept."""
+
+    def __init__(self, bands: int, resolution: int, width: int, depth: int, dropout: float):
+        super().__init__()
+        patch = resolution // 8
+        self.stem = nn.Sequential(
+            nn.Conv2d(bands, width, patch, stride=patch, bias=False), nn.BatchNorm2d(width), nn.GELU()
+        )
+        self.blocks = nn.ModuleList(
+            nn.Sequential(nn.Conv2d(width, width, 3, padding=1, bias=False), nn.BatchNorm2d(width), nn.GELU())
+            for _ in range(depth)
+        )
+        self.down = nn.Sequential(
+            nn.Conv2d(width, 2 * width, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(2 * width), nn.GELU()
+        )
+        self.dropout = nn.Dropout(dropout)
+        self.out_features = 2 * width * 16
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.stem(x)
+        for block in self.blocks:
+            x = x + block(x)
+        return self.dropout(self.down(x).flatten(1))
+
+
+class _ViT(nn.Module):
+    """Sixteen patches (4x4) as tokens, ``depth`` pre-norm encoder layers, mean over tokens."""
+
+    def __init__(self, bands: int, resolution: int, width: int, depth: int, dropout: float):
+        super().__init__()
+        patch = resolution // 4
+        self.embed = nn.Conv2d(bands, width, patch, stride=patch)
+        self.position = nn.Parameter(torch.randn(1, 16, width) * 0.02)
+        self.layers = nn.ModuleList(
+            nn.TransformerEncoderLayer(
+                width, nhead=4, dim_feedforward=4 * width, dropout=dropout, activation="gelu", batch_first=True,
+                norm_first=True,
+            )
+            for _ in range(depth)
+        )  # fmt: skip
+        self.norm = nn.LayerNorm(width)
+        self.out_features = width
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.embed(x).flatten(2).transpose(1, 2) + self.position
+        for layer in self.layers:
+            x = layer(x)
+        return self.norm(x).mean(dim=1)
+
+
+class Teacher(nn.Module):
+    """maps float [N, bands, R, R] -> (va [N, 2] valence and arousal, features [N, 256]).
+
+    Inputs are standardised by the training rows' mean and deviation at each pixel (:meth:`set_input_statistics`).
+    The features are centred by a batch norm without affine part and feed the linear head directly: features that all
+    share one large mean would make every pair of prototypes look alike to a cosine.
+    """
+
+    def __init__(self, bands: int, resolution: int, config: NetworkConfig):
+        super().__init__()
+        if bands < 1:
+            raise ValueError(f"bands: must be at least 1, got {bands}")
+        if resolution < 8 or resolution % 8:
+            raise ValueError(f"resolution: must be a multiple of 8, got {resolution}")
+        body = {"cnn": _CNN, "vit": _ViT}[config.arch]
+        self.bands, self.resolution, self.config = bands, resolution, config
+        self.register_buffer("input_mean", torch.zeros(bands, resolution, resolution))
+        self.register_buffer("input_scale", torch.ones(bands, resolution, resolution))
+        self.body = body(bands, resolution, config.width, config.depth, config.dropout)
+        self.project = nn.Linear(self.body.out_features, EMBEDDING_DIM)
+        self.center = nn.BatchNorm1d(EMBEDDING_DIM, affine=False)
+        self.head = nn.Linear(EMBEDDING_DIM, 2)
+        # Predictions start at the mean of the plane, not at a random spread over it.
+        nn.init.normal_(self.head.weight, std=0.01)
+        nn.init.zeros_(self.head.bias)
+
+    @torch.no_grad()
+    def set_input_statistics(self, maps: torch.Tensor) -> None:
+        """Mean and 1/deviation of each pixel over ``maps`` [N, bands, R, R]; pixels that never vary count as 0."""
+        deviation, mean = torch.std_mean(maps.double(), dim=0, correction=0)
+        self.input_mean.copy_(mean)
+        self.input_scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
+
+    def standardize(self, maps: torch.Tensor) -> torch.Tensor:
+        return (maps - self.input_mean) * self.input_scale
+
+    def forward_standardized(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """As :meth:`forward`, for inputs from :meth:`standardize` (augmentation works on those)."""
+        features = self.center(self.project(self.body(x)))
+        va = self.head(features)
+        return (torch.tanh(va) if self.config.head == "tanh" else va), features
+
+    def forward(self, maps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        expected = (self.bands, self.resolution, self.resolution)
+        if maps.ndim != 4 or tuple(maps.shape[1:]) != expected:
+            raise ValueError(f"maps: must be [N, {', '.join(map(str, expected))}], has shape {list(maps.shape)}")
+        return self.forward_standardized(self.standardize(maps))
+
+
+def save_teacher(path: str | Path, teacher: Teacher, meta: dict[str, Any]) -> None:
+    """Write weights and metadata as safetensors; equal content gives equal bytes."""
+    full = {
+        **meta,
+        "arch": teacher.config.arch,
+        "network": teacher.config.model_dump(mode="json"),
+        "bands": teacher.bands,
+        "resolution": teacher.resolution,
+        "embedding_dim": EMBEDDING_DIM,
+    }
+    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in teacher.state_dict().items()}
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(full, sort_keys=True, allow_nan=False)})
+
+
+def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tuple[Teacher, dict[str, Any]]:
+    """Read a run's folder or its safetensors file; returns the module in eval mode and its metadata.
+
+    ``meta["sha256"]`` is the checksum of the weights' file as read. Raises UserError for a file that is missing,
+    damaged, or no teacher's.
+    """
+    path = Path(path)
+    path = path / WEIGHTS_NAME if path.is_dir() else path
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; a teacher is made by 'ngd-fast teacher train'")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    try:
+        with safe_open(path, framework="pt") as file:
+            meta = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
+    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
+    if not isinstance(meta, dict) or not {"network", "bands", "resolution"} <= meta.keys():
+        raise UserError(f"{path}: not a teacher of ngd-fast (no such metadata)")
+    config = build_config(NetworkConfig, meta["network"], source=str(path))
+    try:
+        teacher = Teacher(meta["bands"], meta["resolution"], config)
+        teacher.load_state_dict(tensors)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise UserError(f"{path}: weights do not fit the network they name ({str(error).splitlines()[0]})") from None
+    if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
+        raise UserError(f"{path}: weights hold NaN or infinite values")
+    return teacher.to(device).eval().requires_grad_(False), {**meta, "sha256": digest}

@@ -1,0 +1,143 @@
+"""A training run's folder: configuration, weights, splits, metrics, log, TensorBoard, checksums."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ngd_fast.artifacts.files import sha256, write_json, write_sums, write_text
+from ngd_fast.config import dump_config
+from ngd_fast.console import say
+from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.errors import UserError
+from ngd_fast.teacher.baselines import evaluate_baselines
+from ngd_fast.teacher.config import TeacherConfig
+from ngd_fast.teacher.inputs import embed
+from ngd_fast.teacher.metrics import evaluate_va
+from ngd_fast.teacher.network import WEIGHTS_NAME, load_teacher, save_teacher
+from ngd_fast.teacher.splits import fixed_split, save_splits
+from ngd_fast.teacher.training import TrainingResult, train_teacher
+
+
+def load_labelled(path: str | Path) -> Topomaps:
+    """Topomaps with at least one rating; UserError otherwise."""
+    maps = Topomaps.load(path)
+    if not maps.labelled.any():
+        raise UserError(
+            f"{path}: none of its {len(maps)} windows has valence and arousal; give it as --support instead"
+        )
+    return maps
+
+
+def run_training(
+    maps_path: str | Path,
+    out: str | Path,
+    config: TeacherConfig,
+    *,
+    support_path: str | Path | None = None,
+    device: str = "cpu",
+    figures: bool = True,
+) -> dict[str, Any]:
+    """Train one teacher on a fixed split by subject and write its run to ``out``; returns what metrics.json holds.
+
+    Files: config.yaml, teacher_best.safetensors, splits.json, metrics.json, log.jsonl, tb/, SHA256SUMS.txt and, with
+    ``figures``, viz/. After Ctrl-C the best epoch so far is written and marked ``"interrupted": true``.
+    """
+    out = Path(out)
+    maps = load_labelled(maps_path)
+    support = Topomaps.load(support_path) if support_path is not None else None
+    chosen = config.split
+    split = fixed_split(
+        maps.subject[maps.labelled],
+        validation=chosen.validation_subjects,
+        fraction=chosen.validation_fraction,
+        seed=chosen.seed,
+    )
+    with EpochLog(out) as log:
+        result = train_teacher(maps, split, config, support=support, device=device, on_epoch=log)
+    meta = {
+        "band_names": [str(band) for band in maps.bands],
+        "input": config.input.model_dump(mode="json"),
+        "maps_sha256": sha256(maps_path),
+        "support_sha256": sha256(support_path) if support_path is not None else None,
+        "train_subjects": list(split.train),
+        "validation_subjects": list(split.validation),
+        "epoch": result.epoch,
+        "choice": config.choice,
+        "seed": config.seed,
+    }
+    save_teacher(out / WEIGHTS_NAME, result.teacher, meta)
+    # What is reported comes from the file that was written, not from the object in memory.
+    teacher, meta = load_teacher(out)
+    va, _ = embed(teacher, meta, maps)
+    write_text(out / "config.yaml", dump_config(config))
+    save_splits(out / "splits.json", "fixed", [split])
+    rows = maps.labelled & np.isin(maps.subject, split.validation)
+    target = np.stack([maps.valence, maps.arousal], axis=1)[rows]
+    metrics = {
+        "run": out.name,
+        "seed": config.seed,
+        "best_epoch": result.epoch,
+        "interrupted": result.interrupted,
+        # The validation subjects chose the epoch: their score leans upwards. Cross-validation has no such choice.
+        "validation": evaluate_va(va[rows], target, maps.subject[rows]),
+        "baselines": evaluate_baselines(maps, split.train, split.validation, config),
+        "windows": {
+            "train": int((maps.labelled & np.isin(maps.subject, split.train)).sum()),
+            "validation": int(rows.sum()),
+            "unlabelled": int((~maps.labelled & np.isin(maps.subject, split.train)).sum()),
+            "support": len(support) if support is not None else 0,
+        },
+    }
+    write_json(out / "metrics.json", metrics)
+    if figures:
+        _draw(out, result, va[rows], target)
+    write_sums(out)
+    return metrics
+
+
+def _draw(out: Path, result: TrainingResult, prediction: np.ndarray, target: np.ndarray) -> None:
+    try:
+        from ngd_fast.teacher.figures import draw_curves, draw_predictions
+
+        draw_curves(out / "viz" / "training_curves.png", [result.history])
+        draw_predictions(out / "viz" / "predicted_vs_rated.png", prediction, target)
+    except UserError as error:  # matplotlib is optional; a trained teacher is not lost for a picture
+        say(f"no figures: {error}")
+
+
+class EpochLog:
+    """Writes each epoch to log.jsonl, flushed, and to TensorBoard."""
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def __enter__(self) -> "EpochLog":
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            # Events of an earlier run into the same folder would draw a second curve.
+            for old in (self.folder / "tb").glob("events.out.tfevents.*"):
+                old.unlink()
+            self._file = open(self.folder / "log.jsonl", "w", encoding="utf-8")
+            self._board = SummaryWriter(str(self.folder / "tb"))
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+        return self
+
+    def __call__(self, entry: dict[str, Any]) -> None:
+        self._file.write(json.dumps(entry, allow_nan=False) + "\n")
+        self._file.flush()
+        for key, value in entry.items():
+            if isinstance(value, float):
+                self._board.add_scalar(f"teacher/{key}", value, entry["epoch"])
+        for dimension, block in entry.get("validation", {}).items():
+            for name in ("ccc", "pearson", "rmse"):
+                if name in block:
+                    self._board.add_scalar(f"validation/{dimension}_{name}", block[name], entry["epoch"])
+
+    def __exit__(self, *_) -> None:
+        self._file.close()
+        self._board.close()
