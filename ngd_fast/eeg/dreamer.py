@@ -160,7 +160,10 @@ class _Mat73Node:
         return [_Mat73Node(self.value.file[r], f"{self.name}{{{i}}}") for i, r in enumerate(references, 1)]
 
     def array(self) -> np.ndarray:
-        return self.value[()].T
+        try:
+            return self.value[()].T
+        except (OSError, AttributeError) as error:  # a damaged chunk; a group where a matrix belongs
+            raise UserError(f"{self.name}: cannot be read ({error})") from None
 
     def strings(self) -> list[str]:
         return ["".join(chr(c) for c in cell.value[()].ravel()) for cell in self.cells()]

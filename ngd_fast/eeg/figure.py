@@ -96,7 +96,7 @@ def _mean_maps(topomaps: Topomaps, subject: int | None) -> list[tuple[str, np.nd
 
 
 def _widen(maps: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Maps with NaN outside the mask, which first grows by two pixels: drawing smooths the edge pixels away otherwise."""
+    """Maps with NaN outside the mask grown by two pixels: drawing smooths the last pixels away."""
     from scipy.ndimage import distance_transform_edt
 
     distance, nearest = distance_transform_edt(~mask, return_indices=True)

@@ -14,7 +14,6 @@ import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Annotated, Literal
 
 import numpy as np
@@ -103,15 +102,19 @@ def channel_positions(channels: Sequence[str], montage: str = "standard_1020") -
     ``montage`` is a name that ``mne.channels.make_standard_montage`` knows or a file ``read_custom_montage`` reads.
     """
     mne = import_mne()
+    builtin = mne.channels.get_builtin_montages()
+    # MNE 1.13 renamed standard_1020 and its like to colin27_1020; both names are good with any version.
+    kind = montage.removeprefix("standard_").removeprefix("colin27_")
+    name = next((n for n in (montage, f"colin27_{kind}", f"standard_{kind}") if n in builtin), None)
     try:
-        if Path(montage).suffix and Path(montage).is_file():
-            known = mne.channels.read_custom_montage(montage)
+        if name is not None:
+            known = mne.channels.make_standard_montage(name)
         else:
-            known = mne.channels.make_standard_montage(montage)
-    except (ValueError, RuntimeError, OSError):
-        near = difflib.get_close_matches(montage, mne.channels.get_builtin_montages(), n=3, cutoff=0.0)
+            known = mne.channels.read_custom_montage(montage)
+    except (ValueError, RuntimeError, OSError, TypeError):
+        near = ", ".join(difflib.get_close_matches(montage, builtin, n=3, cutoff=0.0))
         raise UserError(
-            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, as {', '.join(near)}"
+            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, such as {near}"
         ) from None
     lookup = {name.lower(): name for name in known.ch_names}
     matched = [lookup.get(c.lower(), lookup.get(_OLD_NAMES.get(c.lower(), ""))) for c in channels]
@@ -148,7 +151,7 @@ def operator_from_positions(positions: np.ndarray, config: TopomapConfig) -> Top
     positions = np.ascontiguousarray(positions, np.float64)
     n = len(positions)
     spread = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False) if n else np.zeros(2)
-    if n < 4 or spread[-1] < 1e-6 * spread[0]:
+    if n < 4 or spread[-1] < 0.02 * spread[0]:
         where = f"{n} channels" if n < 4 else f"{n} channels on one line"
         raise UserError(f"{where} cannot be interpolated to a map: it takes at least 4 that span a plane")
     distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(n, 1)]
