@@ -49,6 +49,15 @@ def percent(value: float, digits: int = 2) -> str:
     return f"{100 * value:.{digits}f}"
 
 
+def summary_text(summary: Mapping) -> str:
+    """A metric's summary as plain text: "83.06 ± 0.31" over seeds, "83.06 [81.8, 84.3]" for one."""
+    if "std" in summary:
+        return f"{percent(summary['mean'])} ± {percent(summary['std'])}"
+    if "ci" in summary:
+        return f"{percent(summary['mean'])} [{percent(summary['ci'][0], 1)}, {percent(summary['ci'][1], 1)}]"
+    return percent(summary["mean"])
+
+
 def columns_of(rows: Sequence[Mapping]) -> list[str]:
     """The metrics that every row has, in the tables' order."""
     return [name for name in TITLES if all(name in row for row in rows)]

@@ -10,10 +10,12 @@
 Where every class is present the two are the same.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 
+from ngd_fast.artifacts.files import write_text
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation import bootstrap as boot
 from ngd_fast.evaluation.predictions import Predictions, softmax
@@ -118,3 +120,21 @@ def evaluate_predictions(predictions: Predictions, *, bootstrap: int = 1000, see
         )
         for protocol in PROTOCOLS
     }
+
+
+def write_per_class(path: str | Path, blocks: Mapping[str, Mapping]) -> None:
+    """Write the classes of {protocol: block} as CSV, fractions in [0, 1]; absent classes have no line."""
+    rates = ("precision", "recall", "f1", "auroc")
+    lines = [
+        ",".join(["protocol", "class", "support", *rates, *(f"{r}_{end}" for r in rates for end in ("low", "high"))])
+    ]
+    for protocol, block in blocks.items():
+        for name, values in block["per_class"].items():
+            intervals = [values.get("ci", {}).get(rate, ("", "")) for rate in rates]
+            cells = [
+                values["support"],
+                *(values.get(rate, "") for rate in rates),
+                *(v for pair in intervals for v in pair),
+            ]
+            lines.append(",".join([protocol, name, *(str(cell) for cell in cells)]))
+    write_text(path, "\n".join(lines) + "\n")

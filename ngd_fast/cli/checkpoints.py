@@ -1,0 +1,64 @@
+"""What the commands that use a trained student share: opening it, finding out which run it is, reading the faces."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import click
+
+from ngd_fast.errors import UserError
+
+device_option = click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda or cuda:N.")
+ckpt_option = click.option(
+    "--ckpt", required=True, type=click.Path(), help="A run's folder or a student_best.safetensors file."
+)
+
+
+@dataclass
+class Checkpoint:
+    """A student that was read from ``file``, and the run it came from."""
+
+    module: Any
+    meta: dict
+    file: Path
+    sha256: str
+    run: str
+    variant: str
+    seed: int | None
+
+    @classmethod
+    def open(cls, path: str | Path, *, image_size: int | None = None) -> "Checkpoint":
+        """Read a student. Raises UserError for a file that is no student or not the one its run's sums name."""
+        from ngd_fast.artifacts.files import read_json, sha256
+        from ngd_fast.artifacts.verify import require_untouched
+        from ngd_fast.student.weights import load_student, student_file
+
+        file = student_file(path)
+        require_untouched(file)
+        module, meta = load_student(file)
+        if image_size is not None:
+            meta = {**meta, "image_size": image_size}
+        metrics = file.parent / "metrics.json"
+        known = read_json(metrics) if metrics.exists() else {}
+        run = known.get("run") or (file.resolve().parent.name if metrics.exists() else file.stem)
+        return cls(
+            module,
+            meta,
+            file,
+            sha256(file),
+            run=str(run),
+            variant=str(known.get("variant") or meta.get("config_name") or run),
+            seed=known.get("seed", meta.get("seed")),
+        )
+
+
+def load_faces(path: str, *, class_map: str | None = None, image_root: str | None = None, class_names):
+    """Faces whose classes are the student's. Raises UserError where they are not."""
+    from ngd_fast.faces.dataset import Faces
+
+    faces = Faces.load(path, class_map=class_map, image_root=image_root)
+    if tuple(faces.class_names) != tuple(class_names):
+        raise UserError(
+            f"{path}: its classes are {', '.join(faces.class_names)}, the student's {', '.join(class_names)}"
+        )
+    return faces

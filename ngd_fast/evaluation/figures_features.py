@@ -1,0 +1,143 @@
+"""The 256-D features: embedded in the plane side by side, and the geometry that D-Geo is meant to change."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.figure_style import MARKERS, SHADES, color_of, new_figure
+from ngd_fast.evaluation.predictions import Predictions
+
+
+def sample_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
+    """At most ``most`` labelled rows, sorted; every class keeps its share, and at least ten rows where it has them."""
+    rng = np.random.default_rng(seed)
+    labelled = np.flatnonzero(labels >= 0)
+    if len(labelled) <= most:
+        return labelled
+    picked = []
+    for c in np.unique(labels[labelled]):
+        rows = np.flatnonzero(labels == c)
+        share = max(10, round(most * len(rows) / len(labelled)))
+        picked.append(rng.choice(rows, min(share, len(rows)), replace=False))
+    return np.sort(np.concatenate(picked))
+
+
+def embed(features: np.ndarray, *, method: str = "tsne", seed: int = 0) -> np.ndarray:
+    """Features [n, D] in the plane [n, 2] by t-SNE (from PCA, perplexity 30) or UMAP, for one seed.
+
+    Raises UserError for UMAP where it is not installed, ValueError for another method.
+    """
+    if method == "tsne":
+        from sklearn.manifold import TSNE
+
+        perplexity = min(30.0, (len(features) - 1) / 3)
+        return TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
+    if method == "umap":
+        try:
+            from umap import UMAP
+        except ImportError:
+            raise UserError("UMAP needs umap-learn: pip install 'ngd-fast[umap]'") from None
+        return UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(features)
+    raise ValueError(f"method must be tsne or umap, is {method!r}")
+
+
+def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "tsne", seed: int = 0, most: int = 1500):
+    """Features of several networks {title: predictions of the same rows} side by side, coloured by true class.
+
+    Axes of such an embedding have no unit and its distances no scale: only neighbourhoods can be read from it.
+    """
+    first = next(iter(predictions.values()))
+    rows = sample_rows(first.labels, most, seed)
+    names = first.class_names
+    columns = len(predictions)
+    with new_figure(max(2.9 * columns, 4), 3.4, 1, columns) as (figure, (axes,)):
+        for axis, (title, prediction) in zip(axes, predictions.items()):
+            if prediction.features is None:
+                raise UserError(f"{title}: its predictions were saved without features, which an embedding needs")
+            points = embed(prediction.features[rows], method=method, seed=seed)
+            for c in np.unique(first.labels[rows]):
+                here = first.labels[rows] == c
+                style = {"s": 9, "lw": 0, "alpha": 0.75, "rasterized": True}
+                axis.scatter(
+                    *points[here].T, color=color_of(c), marker=MARKERS[c % len(MARKERS)], label=names[c], **style
+                )
+            axis.set(title=title, xticks=[], yticks=[])
+            axis.grid(False)
+            axis.spines[:].set_visible(False)
+        handles, labels = axes[0].get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2)
+    return figure
+
+
+def class_geometry(features: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
+    """What D-Geo acts on, over a whole dataset instead of a batch (section 4.3).
+
+    ``variance`` [C]: mean squared distance of a class's unit features to their mean, NaN for a class without rows;
+    ``distance`` [C, C]: Euclidean distance between class means; ``nearest`` [C]: distance to the nearest other mean.
+    """
+    features = np.asarray(features, dtype=np.float64)
+    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
+    means = np.full((classes, features.shape[1]), np.nan)
+    variance = np.full(classes, np.nan)
+    for c in np.unique(labels[labels >= 0]):
+        rows = features[labels == c]
+        means[c] = rows.mean(axis=0)
+        variance[c] = ((rows - means[c]) ** 2).sum(axis=1).mean()
+    distance = np.linalg.norm(means[:, None] - means[None], axis=-1)
+    others = np.where(np.eye(classes, dtype=bool) | np.isnan(distance), np.inf, distance)
+    nearest = others.min(axis=1)
+    return {"variance": variance, "distance": distance, "nearest": np.where(np.isfinite(nearest), nearest, np.nan)}
+
+
+def geometry_figure(
+    predictions: Mapping[str, Predictions], *, var_cap: float | None = None, margin: float | None = None
+):
+    """Within-class variance and distance to the nearest class mean, for each class and network {label: predictions}.
+
+    Dashed lines are the cap and the margin that D-Geo was given, where they are known.
+    """
+    first = next(iter(predictions.values()))
+    names = first.class_names
+    with new_figure(10.5, 3.4, 1, 2) as (figure, (left, right)):
+        for k, (label, prediction) in enumerate(predictions.items()):
+            if prediction.features is None:
+                raise UserError(f"{label}: its predictions were saved without features, which class geometry needs")
+            geometry = class_geometry(prediction.features, prediction.labels, len(names))
+            offset = (k - (len(predictions) - 1) / 2) * 0.7 / max(len(predictions), 2)
+            style = {"marker": MARKERS[k % len(MARKERS)], "color": color_of(k), "ls": "", "ms": 5, "label": label}
+            left.plot(np.arange(len(names)) + offset, geometry["variance"], **style)
+            right.plot(np.arange(len(names)) + offset, geometry["nearest"], **style)
+        for axis, title, bound, text in (
+            (left, "within-class variance (smaller: tighter)", var_cap, "cap"),
+            (right, "distance to the nearest class mean (larger: apart)", margin, "margin"),
+        ):
+            if bound is not None:
+                axis.axhline(bound, color="#D55E00", ls="--", lw=1)
+                axis.annotate(f"{text} {bound:g}", (len(names) - 0.5, bound), ha="right", va="bottom", fontsize=7)
+            axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
+            axis.set(title=title, ylim=(0, None))
+            axis.grid(axis="x", visible=False)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(predictions))
+    return figure
+
+
+def distance_figure(predictions: Mapping[str, Predictions]):
+    """Distances between class means as matrices, one for each network {title: predictions}."""
+    names: Sequence[str] = next(iter(predictions.values())).class_names
+    matrices = {}
+    for title, prediction in predictions.items():
+        if prediction.features is None:
+            raise UserError(f"{title}: its predictions were saved without features, which class geometry needs")
+        matrices[title] = class_geometry(prediction.features, prediction.labels, len(names))["distance"]
+    top = max(np.nanmax(matrix) for matrix in matrices.values())
+    with new_figure(1.2 + 2.7 * len(matrices), 3.4, 1, len(matrices), sharey=True) as (figure, (axes,)):
+        for axis, (title, matrix) in zip(axes, matrices.items()):
+            axis.grid(False)
+            shown = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)
+            image = axis.imshow(shown, cmap=SHADES, vmin=0, vmax=top)
+            axis.set_xticks(range(len(names)), names, rotation=55, ha="right", rotation_mode="anchor")
+            axis.set_yticks(range(len(names)), names)
+            axis.set_title(title)
+        figure.colorbar(image, ax=axes.tolist(), label="distance of class means", shrink=0.8)
+    return figure

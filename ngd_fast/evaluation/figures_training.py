@@ -1,0 +1,125 @@
+"""Training curves, and the timeline of the ablation with the window of D-Geo's ramp."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import numpy as np
+
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.figure_style import LINES, color_of, new_figure
+
+Epochs = Sequence[Mapping]
+TERMS = {
+    "ce": "cross-entropy",
+    "kd": "KD",
+    "proto": "Proto-KD",
+    "geo_var": "D-Geo: variance",
+    "geo_margin": "D-Geo: margin",
+}
+
+
+def read_log(path: str | Path) -> list[dict]:
+    """The epochs in a run's log.jsonl, in order. Raises UserError for a file that is missing or no such log."""
+    path = Path(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such log") from None
+    epochs: dict[int, dict] = {}
+    for number, line in enumerate(lines, 1):
+        try:
+            event = json.loads(line)
+            if event.get("event") == "epoch":
+                epochs[int(event["epoch"])] = event
+        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
+            raise UserError(f"{path}: line {number} is not a log entry") from None
+    return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def value_of(epoch: Mapping, key: str) -> float:
+    """The number under a dotted ``key`` of a log entry; NaN where it has none."""
+    value = epoch
+    for part in key.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    return float(value) if isinstance(value, (int, float)) else float("nan")
+
+
+def ramp_window(logs: Sequence[Epochs]) -> tuple[int, int] | None:
+    """First epoch after which D-Geo's weight rises and first epoch of its full weight; None where it never rises."""
+    for epochs in logs:
+        weights = np.array([value_of(epoch, "geo_weight") for epoch in epochs])
+        if len(weights) and np.nanmax(np.append(weights, -1)) > max(weights[0], 0):
+            start = int(np.flatnonzero(weights > weights[0])[0]) - 1
+            end = int(np.flatnonzero(weights >= np.nanmax(weights) * (1 - 1e-6))[0])
+            return int(epochs[start]["epoch"]), int(epochs[end]["epoch"])
+    return None
+
+
+def _draw(axis, logs: Mapping[str, Sequence[Epochs]], key: str) -> bool:
+    """One line a variant: the mean over its seeds, with the seeds as thin lines behind it. False: nothing to draw."""
+    drawn = False
+    for k, (label, runs) in enumerate(logs.items()):
+        series = [{e["epoch"]: value_of(e, key) for e in run} for run in runs]
+        series = [s for s in series if not np.isnan(list(s.values())).all()]
+        if not series:
+            continue
+        drawn = True
+        # a seed still in training is shorter: the mean runs as far as all seeds do
+        epochs = sorted(set.intersection(*(set(s) for s in series)))
+        values = np.array([[s[e] for e in epochs] for s in series])
+        marker = "." if len(epochs) < 12 else None
+        if len(series) > 1:
+            axis.plot(epochs, values.T, color=color_of(k), lw=0.6, alpha=0.45)
+        axis.plot(
+            epochs, values.mean(axis=0), LINES[k % len(LINES)], color=color_of(k), lw=1.6, marker=marker, label=label
+        )
+    return drawn
+
+
+def _finish(figure, axes, logs) -> None:
+    window = ramp_window([run for runs in logs.values() for run in runs])
+    for axis in axes:
+        axis.set_xlabel("epoch")
+        if window:
+            axis.axvspan(*window, color="#009E73", alpha=0.10, lw=0, label="D-Geo ramp")
+    handles = {}
+    for axis in axes:
+        for handle, label in zip(*axis.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(6, len(handles)))
+
+
+def timeline_figure(logs: Mapping[str, Sequence[Epochs]]):
+    """Training loss, validation accuracy and macro-F1 over epochs; ``logs`` {variant: logs of its seeds}.
+
+    The shaded window is where D-Geo's weight rises from 0 to its full value.
+    """
+    panels = {"loss": "training loss", "valid.accuracy": "validation accuracy", "valid.macro_f1": "validation macro-F1"}
+    with new_figure(10.5, 3.3, 1, len(panels)) as (figure, (axes,)):
+        for axis, (key, title) in zip(axes, panels.items()):
+            if not (_draw(axis, logs, key) or _draw(axis, logs, key.replace("valid.", "valid.eight_way."))):
+                axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", color="#888888")
+            axis.set_title(title)
+        _finish(figure, axes, logs)
+    return figure
+
+
+def terms_figure(logs: Mapping[str, Sequence[Epochs]]):
+    """Each term of the objective (unweighted) over epochs, and the learning rate; only those that were logged."""
+    keys = {**TERMS, "geo_weight": "weight of D-Geo", "lr": "learning rate"}
+    shown = {
+        key: title
+        for key, title in keys.items()
+        if any(value_of(e, key) > 0 for runs in logs.values() for run in runs for e in run)
+    }
+    rows = max(1, -(-len(shown) // 3))
+    with new_figure(10.5, 0.5 + 2.5 * rows, rows, 3) as (figure, axes):
+        axes = list(axes.flat)
+        for axis, (key, title) in zip(axes, shown.items()):
+            _draw(axis, logs, key)
+            axis.set_title(title)
+        for axis in axes[len(shown) :]:
+            axis.remove()
+        _finish(figure, axes[: len(shown)], logs)
+    return figure
