@@ -81,18 +81,16 @@ def _read_session(folder: Path, channels: Sequence[str], meta: dict) -> Trial:
 
 
 def _ratings(session, xml: Path) -> tuple[float, float]:
-    """Felt valence and arousal in [-1, 1]; NaN for both where one is absent, empty or out of range (which is said)."""
-    pair = []
-    for name in ("feltVlnc", "feltArsl"):
-        text = session.get(name, "").strip()
-        if not text:
-            return np.nan, np.nan
-        try:
-            pair.append(scale_rating(float(text), *RATING_RANGE, f"{xml}, {name}"))
-        except ValueError as error:
-            say(f"{error}; the session stays as unlabelled support")
-            return np.nan, np.nan
-    return pair[0], pair[1]
+    """Felt valence and arousal in [-1, 1]; NaN for both where one is not a number or out of range (which is said)."""
+    try:
+        felt = [float(session.get(name, "")) for name in ("feltVlnc", "feltArsl")]
+    except ValueError:  # absent, or "not-reported"
+        return np.nan, np.nan
+    try:
+        return tuple(scale_rating(rating, *RATING_RANGE, str(xml)) for rating in felt)
+    except UserError as error:
+        say(f"{error}; the session stays as unlabelled support")
+        return np.nan, np.nan
 
 
 def _read_bdf(path: Path, channels: Sequence[str], clip_seconds: str | None):
@@ -131,9 +129,12 @@ def _stimulus_span(status: np.ndarray, rate: float, clip_seconds: str | None, pa
         length = float(clip_seconds or "nan")
     except ValueError:
         length = np.nan
-    if len(rises) == 0 or not length > 0:
+    if len(rises) == 0 or not 0 < length < len(status) / rate:
         raise TrialFault(
             "BDFs without Status events",
             f"{path}: {len(rises)} events in its Status channel, wanted two (start and end of the stimulus)",
         )
-    return int(rises[0]), min(len(status), int(rises[0]) + round(length * rate))
+    stop = int(rises[0]) + round(length * rate)
+    if stop > len(status):
+        raise TrialFault("BDFs that end within the clip", f"{path}: ends {(stop - len(status)) / rate:g} s too early")
+    return int(rises[0]), stop

@@ -30,7 +30,8 @@ def test_equal_topomaps_give_equal_bytes(make_topomaps, tmp_path):
 def test_manifest_names_every_row_and_leaves_missing_ratings_empty(make_topomaps, tmp_path):
     topomaps = make_topomaps()
     topomaps.save(tmp_path, "set")
-    rows = list(csv.DictReader(open(tmp_path / "set_topomaps_manifest.csv")))
+    with open(tmp_path / "set_topomaps_manifest.csv") as file:
+        rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["row", "subject", "trial", "window", "valence", "arousal"]
     assert [int(r["row"]) for r in rows] == list(range(6))
     assert [r["valence"] == "" for r in rows] == np.isnan(topomaps.valence).tolist()
