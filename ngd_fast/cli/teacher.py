@@ -45,6 +45,42 @@ def train(maps, support, out, config_path, overrides, device, figures):
     return 0
 
 
+@command.command()
+@_options
+@click.option("--folds", default="7", show_default=True, help="Number of folds by subject, or loso.")
+@click.option("--seeds", default="1,2,3", show_default=True, help="Seeds of the teacher, with commas.")
+@click.option("--out", default="outs/teacher_crossval", show_default=True, type=click.Path(file_okay=False))
+@click.option("--figures/--no-figures", default=True, show_default=True, help="Draw curves into OUT/viz.")
+def crossval(maps, support, folds, seeds, out, config_path, overrides, device, figures):
+    """Train a teacher on every fold and seed; report CCC, Pearson and RMSE on subjects it has never seen."""
+    from ngd_fast.config import load_config
+    from ngd_fast.errors import UserError
+    from ngd_fast.teacher.config import TeacherConfig
+    from ngd_fast.teacher.crossval import run_crossval
+
+    if folds != "loso" and not folds.isdecimal():
+        raise UserError(f"--folds {folds}: must be a number of folds, or loso")
+    try:
+        seeds = [int(seed) for seed in seeds.split(",")]
+    except ValueError:
+        raise UserError(f"--seeds {seeds}: must be whole numbers with commas, for example 1,2,3") from None
+    config = load_config(TeacherConfig, config_path, overrides)
+    metrics = run_crossval(
+        maps,
+        out,
+        config,
+        folds=folds,
+        seeds=seeds,
+        support_path=support,
+        device=resolve_device(device),
+        figures=figures,
+    )
+    _print_folds(metrics)
+    _print_metrics(metrics["pooled"], "All test windows at once")
+    _print_summary(metrics["summary"], len(metrics["seeds"]))
+    click.echo(out)
+
+
 def resolve_device(name: str) -> str:
     """The device's name as torch takes it; UserError where this machine has none of that name."""
     import torch
@@ -78,3 +114,38 @@ def _cell(block: dict, metric: str) -> str:
         return "-"
     interval = block.get("ci", {}).get(metric)
     return f"{block[metric]:.2f}" + (f" [{interval[0]:.2f}, {interval[1]:.2f}]" if interval else "")
+
+
+def _print_folds(metrics: dict) -> None:
+    from ngd_fast.console import print_table
+
+    names = list(metrics["pooled"])
+    rows = [
+        [f"{fold['name']} ({len(fold['test'])})"]
+        + ["{:.2f} / {:.2f}".format(*(fold["metrics"][n][d]["ccc"] for d in ("valence", "arousal"))) for n in names]
+        for fold in metrics["folds"]
+    ]
+    print_table(["fold (subjects)", *names], rows, title="CCC of valence / arousal on each fold's test subjects")
+
+
+def _print_summary(summary: dict, seeds: int) -> None:
+    from ngd_fast.console import print_table
+
+    rows = [
+        [name]
+        + [f"{row[f'{d}_pooled']:.3f}" + (f" ± {row[f'{d}_pooled_sd']:.3f}" if name == "teacher" else "") for d in dims]
+        + [f"{row[f'{d}_folds']:.3f}" for d in dims]
+        + [f"{row['mean_pooled']:.3f}", f"{row['mean_folds']:.3f}"]
+        for dims in [("valence", "arousal")]
+        for name, row in summary.items()
+    ]
+    columns = [
+        "",
+        "valence pooled",
+        "arousal pooled",
+        "valence by fold",
+        "arousal by fold",
+        "mean pooled",
+        "mean by fold",
+    ]
+    print_table(columns, rows, title=f"CCC; the teacher's is the mean of {seeds} seed(s), ± deviation over seeds")

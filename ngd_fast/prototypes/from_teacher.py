@@ -1,13 +1,15 @@
 """From a trained teacher and a file of topomaps to a bank."""
 
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.errors import UserError
+from ngd_fast.prototypes.analysis import rating_levels, silhouette
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.teacher.inputs import embed
 from ngd_fast.teacher.network import load_teacher
@@ -34,19 +36,17 @@ def select_rows(maps: Topomaps, teacher_meta: dict, split: Literal["validation",
     return rows
 
 
-def build_bank(
+def rated_features(
     teacher_path: str | Path,
     maps_path: str | Path,
     *,
     split: Literal["validation", "train", "all"] = "validation",
-    grid: int = 5,
-    fill_radius: float | None = None,
     device: str = "cpu",
-) -> tuple[PrototypeBank, np.ndarray, np.ndarray]:
-    """The bank, and the features [n, 256] and ratings [n, 2] of the windows behind it.
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    """Features [n, 256] and ratings [n, 2] of the labelled windows on one side of the teacher's split; their origin.
 
-    ``validation`` (the paper's choice) is disjoint by subject from the teacher's training side; the bank's metadata
-    records which subjects it used and the checksums of teacher and maps. Raises UserError for maps that are not the
+    ``validation`` (the paper's choice) is disjoint by subject from the teacher's training side. The origin holds
+    which subjects these are and the checksums of teacher and maps. Raises UserError for maps that are not the
     teacher's kind, or that are not the teacher's file while ``split`` names one of its sides.
     """
     teacher, meta = load_teacher(teacher_path, device=device)
@@ -61,19 +61,34 @@ def build_bank(
     # Standardisation by subject and context take all of a subject's windows, rated or not, as in training.
     _, features = embed(teacher, meta, maps, device=device)
     ratings = np.stack([maps.valence, maps.arousal], axis=1)[rows]
+    origin = {
+        "teacher_sha256": meta["sha256"],
+        "teacher_arch": meta["arch"],
+        "maps_sha256": maps_sha256,
+        "split": split,
+        "subjects": np.unique(maps.subject[rows]).tolist(),
+        "subject_disjoint_from_training": split == "validation",
+    }
+    return features[rows], ratings, origin
+
+
+def build_bank(
+    teacher_path: str | Path,
+    maps_path: str | Path,
+    *,
+    split: Literal["validation", "train", "all"] = "validation",
+    grid: int = 5,
+    fill_radius: float | None = None,
+    device: str = "cpu",
+) -> PrototypeBank:
+    """:meth:`PrototypeBank.build` on :func:`rated_features`; its metadata adds rating_levels and silhouette."""
+    features, ratings, meta = rated_features(teacher_path, maps_path, split=split, device=device)
     bank = PrototypeBank.build(
-        features[rows],
+        features,
         ratings[:, 0],
         ratings[:, 1],
         grid=grid,
         fill_radius=fill_radius,
-        meta={
-            "teacher_sha256": meta["sha256"],
-            "teacher_arch": meta["arch"],
-            "maps_sha256": maps_sha256,
-            "split": split,
-            "subjects": np.unique(maps.subject[rows]).tolist(),
-            "subject_disjoint_from_training": split == "validation",
-        },
+        meta={**meta, "rating_levels": rating_levels(ratings)},
     )
-    return bank, features[rows], ratings
+    return replace(bank, meta={**bank.meta, "silhouette": silhouette(bank, features, ratings)})

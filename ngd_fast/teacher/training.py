@@ -107,10 +107,9 @@ def train_teacher(
         history: list[dict[str, Any]] = []
         best: tuple[float, int, Teacher] | None = None
         interrupted = False
-        epochs = progress(range(1, config.optimizer.epochs + 1), desc="teacher", unit="epoch", leave=show_progress)
-        epochs.disable = not show_progress
+        epochs = range(1, config.optimizer.epochs + 1)
         try:
-            for epoch in epochs:
+            for epoch in progress(epochs, desc="teacher", unit="epoch") if show_progress else epochs:
                 started = time.perf_counter()
                 entry = {"event": "epoch", "epoch": epoch, **loop.run_epoch(epoch)}
                 if len(validation):
@@ -128,8 +127,6 @@ def train_teacher(
             if best is None:
                 raise
             interrupted = True
-        finally:
-            epochs.close()
     return TrainingResult(best[2].eval().requires_grad_(False), best[1], history, interrupted)
 
 
