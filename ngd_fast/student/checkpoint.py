@@ -1,0 +1,56 @@
+"""The state of a training on disk: written aside, synced and renamed; read without unpickling; refused where it does
+not belong to the run that asks for it."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from ngd_fast.artifacts.files import atomic_path
+from ngd_fast.errors import UserError
+from ngd_fast.student.config import differing_keys
+
+LAST_NAME = "student_last.ckpt"
+_FORMAT = 1
+
+
+def save_checkpoint(path: str | Path, state: Mapping, *, config: Mapping, checksums: Mapping[str, str]) -> None:
+    """Write tensors and plain values with what they belong to: the configuration and its inputs' checksums.
+
+    A crash or a full disk leaves the file that was there before.
+    """
+    content = {"format": _FORMAT, "config": dict(config), "checksums": dict(checksums), "state": dict(state)}
+    with atomic_path(path) as temporary:
+        torch.save(content, temporary)
+
+
+def load_checkpoint(path: str | Path, *, config: Mapping, checksums: Mapping[str, str]) -> dict:
+    """The state saved in ``path``, on the CPU.
+
+    Raises UserError where the file is damaged, or was written by a run whose configuration (the keys are named) or
+    whose files differ.
+    """
+    path = Path(path)
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise UserError(f"{path}: no such checkpoint") from None
+    except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
+        reason = str(error).splitlines()[0]
+        raise UserError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        raise UserError(f"{path}: is no checkpoint that this version of ngd_fast can continue")
+    keys = differing_keys(content["config"], dict(config))
+    if keys:
+        values = ", ".join(f"{k} ({_value(content['config'], k)} there, {_value(config, k)} here)" for k in keys[:4])
+        raise UserError(f"{path}: belongs to another configuration; it differs in {values}")
+    for name in sorted(content["checksums"].keys() | checksums.keys()):
+        if content["checksums"].get(name) != checksums.get(name):
+            raise UserError(f"{path}: was trained with another {name}; its checksum differs")
+    return content["state"]
+
+
+def _value(config: Mapping, key: str):
+    for part in key.split("."):
+        config = config.get(part) if isinstance(config, Mapping) else None
+    return config

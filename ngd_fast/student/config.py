@@ -1,0 +1,266 @@
+"""The configuration of a student's training, and the packaged ones (``B0`` ... ``B3``, ``teacher``, ``fast``).
+
+The paper's authors name their knobs differently; theirs on the left:
+
+==============================  ============================================
+kd_mse.weight                   objective.kd.weight (objective.kd.mode: mse)
+proto_kd.weight, .tau           objective.proto.weight, .temperature
+proto_kd.temperature (5.0)      objective.kd.temperature
+d_geo.weight                    objective.geo.weight
+d_geo.positive_classes          objective.geo.positive_classes
+d_geo.schedule, .start, .end    objective.geo.schedule.kind, .start, .end
+d_geo.hard_gate                 objective.geo.schedule.hard_gate
+d_geo.intra_class: false        objective.geo.var_weight: 0
+ce.label_smoothing              objective.ce.label_smoothing
+ce.class_weights                objective.ce.class_weights
+==============================  ============================================
+"""
+
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from ngd_fast.config import Config, load_config
+from ngd_fast.errors import UserError
+from ngd_fast.faces.augment import AugmentConfig
+from ngd_fast.faces.classes import CLASS_NAMES
+from ngd_fast.objective.functional import MARGIN, VAR_CAP
+
+
+class DataConfig(Config):
+    """Which faces. Paths may be NPZ files, CSV lists or folders of class folders."""
+
+    train: str | None = None
+    valid: str | None = None
+    class_map: str | None = None
+    image_root: str | None = None
+    image_size: int = Field(224, ge=8, le=2048)
+    """Side in pixels to which every face is resized."""
+    mean: float | tuple[float, float, float] = 0.5
+    std: float | tuple[float, float, float] = 0.25
+    """Grey values from 0 to 1 are normalised by these: one number for all channels, or three."""
+    grey: bool = False
+    """Turn colour faces into grey ones."""
+    draw_labels: bool = False
+    """Draw each epoch's labels from the raters' distributions (FER+'s "probability" mode)."""
+    skip_bad: bool = False
+    """Leave undecodable images out, named and counted, instead of stopping."""
+
+
+class ModelConfig(Config):
+    arch: str = "resnet18"
+    embedding_dim: int = Field(256, ge=1)
+    logit_scale: float = Field(1.0, gt=0)
+    """Fixed factor on the logits; 1 is the paper's plain linear head on unit features."""
+    weights: str | None = None
+    """File of backbone weights (torchvision's names; .safetensors, .pth or a student of ours) to start from."""
+    pretrained: bool = False
+    """ImageNet weights from torchvision or timm, for backbones of theirs."""
+
+
+class CEConfig(Config):
+    label_smoothing: float = Field(0.055, ge=0, lt=1)
+    targets: Literal["labels", "distributions"] = "labels"
+    """Plurality labels, or the raters' distributions."""
+    class_weights: Literal["none", "power"] = "power"
+    class_weight_power: float = Field(0.25, ge=0, le=2)
+    """Weights are count^-power, scaled to a mean of 1 over the classes that occur."""
+
+
+class KDConfig(Config):
+    weight: float = Field(0.0, ge=0)
+    mode: Literal["mse", "kl"] = "mse"
+    temperature: float = Field(5.0, gt=0)
+    scale_by_t2: bool = False
+    teacher: str | None = None
+    """A run of ours (folder or .safetensors), or torchvision:NAME / timm:NAME with ``teacher_weights``."""
+    teacher_weights: str | None = None
+    """File of weights of that torchvision or timm classifier, with eight outputs."""
+    cached: bool = False
+    """Use the teacher's logits on the plain face and its mirror image, computed once, instead of on each view."""
+
+
+class ProtoConfig(Config):
+    weight: float = Field(0.0, ge=0)
+    temperature: float = Field(0.90, gt=0)
+    bank: str | None = None
+    prior: Literal["global", "class"] = "global"
+    """The bank's one prior (the paper), or its prior for the row's class."""
+
+
+class RampConfig(Config):
+    """Weight over epochs: 0 up to ``start``, half a cosine to 1 at ``end`` (late_cosine), or 1 throughout."""
+
+    kind: Literal["late_cosine", "linear", "constant"] = "late_cosine"
+    start: float = Field(20.0, ge=0)
+    end: float = Field(60.0, ge=0)
+    hard_gate: float = Field(0.0, ge=0, le=1)
+    """A ramp below this value counts as 0 (the authors' hard_gate)."""
+
+    @model_validator(mode="after")
+    def _ordered(self):
+        if self.end < self.start:
+            raise ValueError(f"end must not be before start, is {self.end:g} < {self.start:g}")
+        return self
+
+
+class GeoConfig(Config):
+    weight: float = Field(0.0, ge=0)
+    var_cap: float = Field(VAR_CAP, ge=0)
+    margin: float = Field(MARGIN, ge=0)
+    var_weight: float = Field(1.0, ge=0)
+    margin_weight: float = Field(1.0, ge=0)
+    positive_classes: tuple[str, ...] = ("happiness", "surprise")
+    schedule: RampConfig = RampConfig()
+
+    @model_validator(mode="after")
+    def _known(self):
+        unknown = [name for name in self.positive_classes if name not in CLASS_NAMES]
+        if unknown:
+            raise ValueError(f"positive_classes: {unknown[0]!r} is none of {', '.join(CLASS_NAMES)}")
+        return self
+
+
+class ObjectiveConfig(Config):
+    ce: CEConfig = CEConfig()
+    kd: KDConfig = KDConfig()
+    proto: ProtoConfig = ProtoConfig()
+    geo: GeoConfig = GeoConfig()
+    backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
+    """Which implementation; None takes the fastest that fits."""
+
+
+class OptimizerConfig(Config):
+    """AdamW with a cosine to ``min_lr``, after a linear warm-up."""
+
+    lr: float = Field(2e-4, gt=0)
+    min_lr: float = Field(0.0, ge=0)
+    weight_decay: float = Field(0.05, ge=0)
+    betas: tuple[float, float] = (0.9, 0.999)
+    eps: float = Field(1e-8, gt=0)
+    decay_all: bool = True
+    """Weight decay on biases and normalisation layers too (plain AdamW, as the paper)."""
+    warmup_epochs: float = Field(0.0, ge=0)
+
+
+class TrainConfig(Config):
+    epochs: int = Field(100, ge=1)
+    batch_size: int = Field(128, ge=1)
+    """Faces in one forward pass, over all ranks together."""
+    accumulation: int = Field(1, ge=1)
+    """Forward passes for one step of the optimizer."""
+    clip_grad: float | None = Field(1.0, gt=0)
+    """Largest L2 norm of the whole gradient."""
+    precision: Literal["fp32", "bf16", "fp16"] = "bf16"
+    channels_last: bool = True
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile of the backbone; auto: on a GPU."""
+    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    """The whole step as one CUDA graph; auto: on a GPU that trains alone."""
+    deterministic: bool = True
+    """Only cuDNN algorithms that give the same bits each time, chosen without timing them."""
+    sync_bn: bool = False
+    """Batch-norm statistics over all ranks (GPU only); else each rank has its own."""
+    ema: float | None = Field(None, gt=0, lt=1)
+    """Decay of an average of the weights that is evaluated and saved instead of them; off as in the paper."""
+    best_metric: Literal["accuracy", "macro_f1", "balanced_accuracy"] = "macro_f1"
+    log_every: int = Field(50, ge=1)
+    """Steps between looks at the device (progress, NaN)."""
+    checkpoint_every: int | None = Field(None, ge=1)
+    """Steps between checkpoints beside the one at the end of each epoch."""
+    valid_batch_size: int = Field(512, ge=1)
+    bootstrap: int = Field(1000, ge=0)
+    """Resamples behind the confidence intervals in metrics.json."""
+
+
+class FeedConfig(Config):
+    kind: Literal["auto", "dali", "resident", "torch"] = "auto"
+    workers: int = Field(0, ge=0)
+
+
+class StudentConfig(Config):
+    """Everything that a run depends on."""
+
+    name: str = "student"
+    """The variant, as it stands in tables."""
+    seed: int = Field(1, ge=0)
+    device: str = "auto"
+    data: DataConfig = DataConfig()
+    model: ModelConfig = ModelConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    train: TrainConfig = TrainConfig()
+    augment: AugmentConfig = AugmentConfig()
+    feed: FeedConfig = FeedConfig()
+
+    def switches(self) -> dict[str, bool]:
+        """Which terms are on."""
+        objective = self.objective
+        weights = {"kd": objective.kd.weight, "proto": objective.proto.weight, "d_geo": objective.geo.weight}
+        return {"ce": True, **{name: weight > 0 for name, weight in weights.items()}}
+
+
+# What may differ between a checkpoint and the run that resumes it: nothing of it changes the weights that come out.
+# The files themselves are compared by checksum.
+RESUMABLE = (
+    "device",
+    "data.train",
+    "data.valid",
+    "data.class_map",
+    "data.image_root",
+    "model.weights",
+    "objective.kd.teacher",
+    "objective.kd.teacher_weights",
+    "objective.proto.bank",
+    "objective.backend",
+    "train.compile",
+    "train.cuda_graph",
+    "train.log_every",
+    "train.checkpoint_every",
+    "train.valid_batch_size",
+    "train.bootstrap",
+    "feed.kind",
+    "feed.workers",
+)
+
+
+def packaged_configs() -> list[str]:
+    """Names that ``--config`` takes without a path: B0, B1, ..., demo/B0, ..."""
+    root = resources.files("ngd_fast.configs")
+    names = [p.name for p in root.iterdir()]
+    names += [f"demo/{p.name}" for p in (root / "demo").iterdir()] if (root / "demo").is_dir() else []
+    return sorted(name.removesuffix(".yaml") for name in names if name.endswith(".yaml"))
+
+
+def find_config(name: str | Path) -> Path:
+    """A file as it is, or the packaged configuration of that name. Raises UserError for neither."""
+    path = Path(name)
+    if path.suffix in (".yaml", ".yml") or path.exists():
+        return path
+    packaged = Path(str(resources.files("ngd_fast.configs") / f"{name}.yaml"))
+    if not packaged.is_file():
+        raise UserError(f"--config {name}: no such file, and none of {', '.join(packaged_configs())}")
+    return packaged
+
+
+def load_student_config(name: str | Path | None, overrides: Sequence[str] = ()) -> StudentConfig:
+    """Read ``name`` (a file or a packaged name; None: the defaults) and apply ``key=value`` overrides."""
+    return load_config(StudentConfig, None if name is None else find_config(name), overrides)
+
+
+def differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:
+    """Dotted keys at which two dumped configurations differ, but for those in :data:`RESUMABLE`."""
+    keys = []
+    for key in sorted(a.keys() | b.keys()):
+        name = f"{prefix}{key}"
+        if name in RESUMABLE:
+            continue
+        left, right = a.get(key), b.get(key)
+        if isinstance(left, dict) and isinstance(right, dict):
+            keys += differing_keys(left, right, f"{name}.")
+        elif left != right:
+            keys.append(name)
+    return keys

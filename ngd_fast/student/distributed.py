@@ -1,0 +1,84 @@
+"""The ranks that torchrun starts; without it, one rank that needs no process group."""
+
+import datetime
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ngd_fast.errors import UserError
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Which of how many processes this is."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def is_restart(self) -> bool:
+        """True in processes that torchrun started again after a failure."""
+        return self.world_size > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+
+    def any(self, flag: bool) -> bool:
+        """True if any rank says so. With several ranks a collective call: all must make it."""
+        return any(self.gather(flag))
+
+    def gather(self, value: Any) -> list:
+        """The values of all ranks, in order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        values = [None] * self.world_size
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        if self.world_size > 1:
+            dist.barrier()
+
+    def close(self) -> None:
+        if self.world_size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def join_ranks(device: str) -> tuple[Ranks, torch.device]:
+    """The ranks as torchrun's environment says, joined (NCCL on GPUs, gloo else), and this rank's device.
+
+    ``device`` is "auto" (the GPU where there is one), "cpu", "cuda" or "cuda:N". Raises UserError where there is none.
+    """
+    world_size = int(os.environ.get("WORLD_SIZE", 1))
+    ranks = Ranks(int(os.environ.get("RANK", 0)), world_size, int(os.environ.get("LOCAL_RANK", 0)))
+    chosen = pick_device(device, ranks.local_rank if world_size > 1 else None)
+    if chosen.type == "cuda":
+        torch.cuda.set_device(chosen)
+    if world_size > 1 and not dist.is_initialized():
+        backend = "nccl" if chosen.type == "cuda" else "gloo"
+        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+    return ranks, chosen
+
+
+def pick_device(device: str, local_rank: int | None = None) -> torch.device:
+    """ "auto", "cpu", "cuda" or "cuda:N" as a device that is there; ``local_rank`` chooses among GPUs."""
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = chosen.index if chosen.index is not None else (local_rank or 0)
+    if index >= count:
+        raise UserError(f"device {device}: PyTorch sees {count} GPUs; use --device cpu or a lower number")
+    return torch.device("cuda", index)

@@ -1,0 +1,284 @@
+"""From a configuration to a finished run folder: load what it names, train, evaluate, write."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from ngd_fast.artifacts.files import read_json, sha256, write_text
+from ngd_fast.config import dump_config
+from ngd_fast.console import say
+from ngd_fast.errors import UserError
+from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.feeds import Feed, make_feed
+from ngd_fast.prototypes.bank import PrototypeBank
+from ngd_fast.student.config import StudentConfig, differing_keys
+from ngd_fast.student.distributed import Ranks, join_ranks
+from ngd_fast.student.kd_teacher import CachedTeacher, LiveTeacher, Teacher, cached_logits, load_kd_teacher
+from ngd_fast.student.networks import build_student
+from ngd_fast.student.schedule import schedule_table
+from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
+from ngd_fast.student.step import AUTOCAST, StudentStep
+from ngd_fast.student.trainer import Trainer
+from ngd_fast.student.weights import load_backbone_weights, student_file
+
+# Students that train side by side see the same batches; only these sections may differ between them.
+_OWN_SECTIONS = ("name", "model", "objective", "optimizer")
+
+
+def train_student(config: StudentConfig, out: str | Path, *, resume: bool = False) -> dict | None:
+    """Train one student into the run folder ``out``; see :func:`train_students`."""
+    return train_students([config], [out], resume=resume)[0]
+
+
+def train_students(
+    configs: Sequence[StudentConfig], outs: Sequence[str | Path], *, resume: bool = False
+) -> list[dict | None]:
+    """Train students side by side on the same batches, each into its run folder; returns their metrics.json.
+
+    Under torchrun the batches are shared among the ranks. ``resume`` continues from the last checkpoint where there is
+    one (torchrun's restarts do so by themselves) and leaves finished runs alone. None: a run that SIGTERM stopped.
+
+    Raises UserError for a folder that holds another run, for missing or unfit files, and for a training that diverged.
+    """
+    _require_alike(configs)
+    config = configs[0]
+    ranks, device = join_ranks(config.device)
+    try:
+        resume = resume or ranks.is_restart
+        folders = [Path(out) for out in outs]
+        if resume and all(is_finished(folder) for folder in folders):
+            say(f"{', '.join(map(str, folders))}: already finished")
+            return [read_json(folder / METRICS_NAME) for folder in folders]
+        inputs = [load_inputs(c) for c in configs]
+        for folder in folders:
+            _require_free(folder, resume)
+        metrics = _train(configs, folders, inputs, ranks, device, resume)
+        ranks.barrier()
+        return metrics
+    finally:
+        ranks.close()
+
+
+def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch.device, resume: bool):
+    config = configs[0]
+    _set_determinism(config, device)
+    feeds = _make_feeds(config, inputs[0], ranks, device)
+    try:
+        steps_per_epoch = feeds[0].steps_per_epoch // config.train.accumulation
+        if not steps_per_epoch:
+            raise UserError(
+                f"{config.data.train}: {len(inputs[0].train)} faces do not fill one step of "
+                f"{config.train.accumulation} batches of {config.train.batch_size}; lower train.accumulation"
+            )
+        use_graph = _on("cuda_graph", config, device, alone=ranks.world_size == 1)
+        sessions = []
+        for c, folder, own in zip(configs, folders, inputs):
+            step = _make_step(c, own, schedule_table(c, steps_per_epoch), ranks, device)
+            sessions.append(Session(c, folder, step, checksums=own.checksums, ranks=ranks))
+        for session in sessions:
+            if resume and session.resume() and ranks.is_main:
+                say(f"{session.folder}: continues after epoch {session.progress.epoch}")
+            if ranks.is_main:
+                write_text(session.folder / CONFIG_NAME, dump_config(session.config))
+            session.start()
+        teacher = _make_teacher(configs, inputs, folders, ranks, device)
+        trainer = Trainer(sessions, *feeds, teacher=teacher, ranks=ranks, use_graph=use_graph)
+        if not trainer.run() or not ranks.is_main:
+            return [None for _ in sessions]
+        dataset = Path(config.data.valid).stem
+        return [s.finish(own.valid, dataset, own.files) for s, own in zip(sessions, inputs)]
+    finally:
+        for feed in feeds:
+            feed.close()
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The files that a configuration names, read and checked."""
+
+    train: Faces
+    valid: Faces
+    bank: PrototypeBank | None
+    checksums: Mapping[str, str]
+    """Of the content: what a checkpoint must have been trained with."""
+    files: Mapping[str, str]
+    """Single files, for the fingerprint."""
+
+
+def load_inputs(config: StudentConfig) -> Inputs:
+    """Read what ``config`` names. Raises UserError for anything missing or unfit."""
+    data, objective = config.data, config.objective
+    for name, flag in (("train", "--train"), ("valid", "--valid")):
+        if getattr(data, name) is None:
+            raise UserError(f"no {name} faces: give {flag} (an NPZ, a CSV list or a folder) or data.{name}")
+    load = lambda path: Faces.load(path, class_map=data.class_map, image_root=data.image_root)  # noqa: E731
+    train, valid = load(data.train), load(data.valid)
+    unlabelled = int((train.labels < 0).sum())
+    if unlabelled == len(train):
+        raise UserError(f"{data.train}: none of its {len(train)} faces has a label")
+    if unlabelled:
+        say(f"{data.train}: left out {unlabelled} faces without a label")
+        train = train.subset(train.labels >= 0)
+    checksums = {"train data": train.checksum, "valid data": valid.checksum}
+    files = {"data_train": data.train, "data_valid": data.valid}
+    bank = None
+    if objective.proto.weight > 0:
+        bank = _load_bank(config)
+        files["bank"] = objective.proto.bank
+        checksums["bank"] = sha256(objective.proto.bank)
+    if objective.kd.weight > 0:
+        teacher = objective.kd.teacher
+        if teacher is None:
+            raise UserError("objective.kd.weight is above 0 but there is no teacher: give --teacher (a run folder)")
+        files["teacher"] = objective.kd.teacher_weights or str(student_file(teacher))
+        checksums["teacher"] = sha256(files["teacher"])
+    if config.model.weights is not None:
+        files["initial_weights"] = config.model.weights
+    return Inputs(train, valid, bank, checksums, {k: v for k, v in files.items() if Path(v).is_file()})
+
+
+def _load_bank(config: StudentConfig) -> PrototypeBank:
+    path = config.objective.proto.bank
+    if path is None:
+        raise UserError("objective.proto.weight is above 0 but there are no prototypes: give --bank prototypes_5x5.npz")
+    bank = PrototypeBank.load(path)
+    if bank.embedding_dim != config.model.embedding_dim:
+        raise UserError(
+            f"{path}: its prototypes are {bank.embedding_dim}-D, the student's features "
+            f"{config.model.embedding_dim}-D; set model.embedding_dim={bank.embedding_dim} or build another bank"
+        )
+    if config.objective.proto.prior == "class" and bank.class_prior is None:
+        raise UserError(f"{path}: has no prior for each class; use objective.proto.prior=global")
+    return bank
+
+
+def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: torch.device) -> tuple[Feed, Feed]:
+    data, train = config.data, config.train
+    per_rank, rest = divmod(train.batch_size, ranks.world_size)
+    if rest or not per_rank:
+        raise UserError(f"train.batch_size {train.batch_size} cannot be shared by {ranks.world_size} ranks")
+    common = {
+        "kind": config.feed.kind,
+        "image_size": data.image_size,
+        "mean": data.mean,
+        "std": data.std,
+        "grey": data.grey,
+        "skip_bad": data.skip_bad,
+        "num_workers": config.feed.workers,
+        "seed": config.seed,
+        "device": device,
+        "rank": ranks.rank,
+        "world_size": ranks.world_size,
+    }
+    # Under autocast the first convolution rounds its input anyway: halves halve the traffic.
+    half = AUTOCAST[train.precision] if device.type == "cuda" else None
+    feed = make_feed(
+        inputs.train,
+        train=True,
+        batch_size=per_rank,
+        augment=config.augment,
+        dtype=half or torch.float32,
+        draw_labels=data.draw_labels,
+        **common,
+    )
+    return feed, make_feed(inputs.valid, train=False, batch_size=train.valid_batch_size, **{**common, "kind": "torch"})
+
+
+def _make_step(config: StudentConfig, inputs: Inputs, schedule, ranks: Ranks, device: torch.device) -> StudentStep:
+    torch.manual_seed(config.seed)
+    model = config.model
+    student = build_student(
+        model.arch,
+        num_classes=len(inputs.train.class_names),
+        embedding_dim=model.embedding_dim,
+        logit_scale=model.logit_scale,
+        pretrained=model.pretrained,
+        image_size=config.data.image_size,
+    )
+    if model.weights is not None:
+        report = load_backbone_weights(student.backbone, model.weights)
+        if ranks.is_main:
+            say(f"{model.weights}: {report}")
+    if config.train.sync_bn:
+        if device.type != "cuda":
+            raise UserError("train.sync_bn needs GPUs; on CPUs each rank keeps its own batch statistics")
+        student = torch.nn.SyncBatchNorm.convert_sync_batchnorm(student)
+    memory_format = torch.channels_last if config.train.channels_last else torch.contiguous_format
+    return StudentStep(
+        student.to(device, memory_format=memory_format),
+        config,
+        schedule=schedule,
+        class_counts=inputs.train.class_counts,
+        bank=inputs.bank,
+        device=device,
+        ranks=ranks,
+        compiled=_on("compile", config, device),
+    )
+
+
+def _make_teacher(configs, inputs: list[Inputs], folders, ranks: Ranks, device: torch.device) -> Teacher | None:
+    taught = [i for i, c in enumerate(configs) if c.objective.kd.weight > 0]
+    if not taught:
+        return None
+    config, own, kd = configs[taught[0]], inputs[taught[0]], configs[taught[0]].objective.kd
+    kinds = {(k.teacher, k.teacher_weights, k.cached) for k in (configs[i].objective.kd for i in taught)}
+    if len(kinds) > 1:
+        raise UserError("students that train side by side must learn from the same teacher")
+    data = config.data
+    network, checksum = load_kd_teacher(
+        kd.teacher,
+        weights=kd.teacher_weights,
+        class_names=own.train.class_names,
+        mean=data.mean,
+        std=data.std,
+        image_size=data.image_size,
+    )
+    network = network.to(device, memory_format=torch.channels_last)
+    autocast = AUTOCAST[config.train.precision]
+    if not kd.cached:
+        module = torch.compile(network) if _on("compile", config, device) else network
+        return LiveTeacher(module, autocast=autocast)
+    options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
+    compute = lambda: cached_logits(  # noqa: E731
+        folders[0].parent / "kd_cache", network, checksum, own.train, device=device, autocast=autocast, **options
+    )
+    if ranks.is_main:
+        compute()
+    ranks.barrier()
+    return CachedTeacher(torch.from_numpy(compute().copy()).to(device), config.augment, config.seed)
+
+
+def _on(name: str, config: StudentConfig, device: torch.device, *, alone: bool = True) -> bool:
+    """Is the switch train.``name`` on, for this device? Raises UserError where it is asked for and cannot be."""
+    wish = getattr(config.train, name)
+    if wish == "auto":
+        return device.type == "cuda" and alone
+    if wish == "on" and name == "cuda_graph" and (device.type != "cuda" or not alone):
+        raise UserError("train.cuda_graph=on needs a GPU and a single rank; use auto")
+    return wish == "on"
+
+
+def _set_determinism(config: StudentConfig, device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.backends.cudnn.deterministic = config.train.deterministic
+        torch.backends.cudnn.benchmark = not config.train.deterministic
+        torch.set_float32_matmul_precision("high")
+
+
+def _require_alike(configs: Sequence[StudentConfig]) -> None:
+    if not configs:
+        raise ValueError("configs must name at least one student")
+    first = configs[0].model_dump(mode="json", exclude=set(_OWN_SECTIONS))
+    for config in configs[1:]:
+        keys = differing_keys(first, config.model_dump(mode="json", exclude=set(_OWN_SECTIONS)))
+        if keys:
+            raise UserError(f"{configs[0].name} and {config.name} cannot train side by side: they differ in {keys[0]}")
+
+
+def _require_free(folder: Path, resume: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file")
+    if not resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise UserError(f"--out {folder}: is not empty; continue that run with --resume or choose another folder")

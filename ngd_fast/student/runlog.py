@@ -1,0 +1,51 @@
+"""What a training leaves to read: one JSON object a line in log.jsonl, and TensorBoard's events."""
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+from ngd_fast.artifacts.files import write_text
+
+LOG_NAME = "log.jsonl"
+
+
+class RunLog:
+    """The log of the run in ``folder``, continued after ``last_epoch`` (-1: a new one)."""
+
+    def __init__(self, folder: str | Path, last_epoch: int = -1):
+        from torch.utils.tensorboard import SummaryWriter
+
+        self.path = Path(folder) / LOG_NAME
+        # Lines of epochs that the checkpoint does not know of are written again, the same.
+        kept = [line for line in self._lines() if line["epoch"] <= last_epoch]
+        write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
+        self._board = SummaryWriter(Path(folder) / "tb", purge_step=last_epoch + 1)
+
+    def _lines(self) -> list[dict]:
+        if not self.path.exists():
+            return []
+        lines = []
+        for text in self.path.read_text(encoding="utf-8").splitlines():
+            try:
+                lines.append(json.loads(text))
+            except json.JSONDecodeError:  # the line during which the run was killed
+                break
+        return lines
+
+    def epoch(self, epoch: int, values: Mapping) -> None:
+        """Append an epoch's values (numbers, or one level of mappings to numbers) and sync the file to the disk."""
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps({"event": "epoch", "epoch": epoch, **values}, allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        for name, value in values.items():
+            entries = value.items() if isinstance(value, Mapping) else [("", value)]
+            for key, number in entries:
+                if isinstance(number, int | float) and math.isfinite(number):
+                    self._board.add_scalar(f"{name}/{key}" if key else f"train/{name}", number, epoch)
+        self._board.flush()
+
+    def close(self) -> None:
+        self._board.close()

@@ -1,0 +1,198 @@
+"""The loop: epochs of steps over one feed, for one student or for several that see the same batches."""
+
+import contextlib
+import itertools
+import signal
+import threading
+import time
+from collections.abc import Iterator, Sequence
+
+import torch
+
+from ngd_fast.console import progress, say
+from ngd_fast.errors import UserError
+from ngd_fast.faces.feeds import Batch, Feed
+from ngd_fast.student.distributed import Ranks
+from ngd_fast.student.graph import StepRunner
+from ngd_fast.student.kd_teacher import Teacher
+from ngd_fast.student.session import Session
+
+
+class Trainer:
+    """Trains ``sessions`` side by side; they share epochs, batch size, accumulation and how far they are."""
+
+    def __init__(
+        self,
+        sessions: Sequence[Session],
+        train_feed: Feed,
+        valid_feed: Feed,
+        *,
+        teacher: Teacher | None = None,
+        ranks: Ranks,
+        use_graph: bool,
+    ):
+        self.sessions, self.train_feed, self.valid_feed, self.ranks = list(sessions), train_feed, valid_feed, ranks
+        self.teacher = teacher
+        self.config = self.sessions[0].config.train
+        self.steps_per_epoch = train_feed.steps_per_epoch // self.config.accumulation
+        self.images_per_step = train_feed.batch_size * self.config.accumulation * ranks.world_size
+        self.runner = StepRunner([s.step for s in self.sessions], teacher, use_graph=use_graph)
+        self._stop = False
+
+    def run(self) -> bool:
+        """Train to the last epoch. False where SIGTERM stopped it before; a checkpoint was written then."""
+        first = self.sessions[0].progress
+        where = {(s.progress.epoch, s.progress.step) for s in self.sessions}
+        if len(where) != 1:
+            raise UserError("these students are not equally far, so they cannot be trained side by side")
+        with self._bar(first.epoch * self.steps_per_epoch + first.step) as bar, self._until_sigterm():
+            for epoch in range(first.epoch, self.config.epochs):
+                with self._explained():
+                    finished = self._run_epoch(epoch, bar)
+                if not finished:
+                    return False
+        return True
+
+    def _run_epoch(self, epoch: int, bar) -> bool:
+        clock = _Clock(self.sessions[0].step.device)
+        start = self.sessions[0].progress.step
+        if self.teacher is not None:
+            self.teacher.set_epoch(epoch)
+        unread, every = 0, self.config.checkpoint_every
+        for step, batches in enumerate(clock.waiting_for(self._batches(epoch, start)), start):
+            self.runner(batches)
+            unread += 1
+            done = epoch * self.steps_per_epoch + step + 1
+            looks = unread == self.config.log_every or step + 1 == self.steps_per_epoch
+            saves = every is not None and done % every == 0 and step + 1 < self.steps_per_epoch
+            if looks or saves or (self._stop and self.ranks.world_size == 1):
+                self._look(unread, done, epoch, clock, bar)
+                unread = 0
+                stops = self.ranks.any(self._stop) and step + 1 < self.steps_per_epoch
+                if saves or stops:
+                    self._account(clock)
+                    for session in self.sessions:
+                        session.save_last()
+                if stops:
+                    return self._stopped(bar)
+        speed = self._account(clock)
+        for session in self.sessions:
+            session.end_epoch(self.valid_feed, speed)
+        best = max(self.sessions, key=lambda s: s.progress.best).progress
+        bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
+        self.ranks.barrier()
+        if self.ranks.any(self._stop) and epoch + 1 < self.config.epochs:
+            return self._stopped(bar)
+        return True
+
+    def _batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
+        size = self.config.accumulation
+        batches = self.train_feed.epoch(epoch, start * size)
+        for _ in range(start, self.steps_per_epoch):
+            yield list(itertools.islice(batches, size))
+
+    def _look(self, steps: int, done: int, epoch: int, clock: "_Clock", bar) -> None:
+        """Read what the device has done since the last look, and show it."""
+        means = [session.read_history(steps, done) for session in self.sessions]
+        clock.steps(steps * self.images_per_step)
+        loss = sum(mean["loss"] for mean in means) / len(means)
+        self._text = f"epoch {epoch + 1}/{self.config.epochs}, loss {loss:.3f}, waiting {clock.share_waiting:.1%}"
+        if clock.device.type == "cuda":
+            self._text += f", {torch.cuda.max_memory_reserved(clock.device) / 2**30:.1f} GiB"
+        bar.set_postfix_str(self._text, refresh=False)
+        bar.update(steps * self.images_per_step)
+
+    def _account(self, clock: "_Clock") -> dict[str, float]:
+        speed = clock.take()
+        for session in self.sessions:
+            session.progress.seconds += speed["seconds"]
+            session.progress.waited += speed["seconds"] * speed["data_wait"]
+            session.progress.images += speed["images"]
+        return speed
+
+    def _stopped(self, bar) -> bool:
+        bar.close()
+        if self.ranks.is_main:
+            at = self.sessions[0].progress
+            say(f"stopped after epoch {at.epoch}, step {at.step}; a checkpoint was written, --resume continues it")
+        return False
+
+    def _bar(self, done: int):
+        """A bar over all images of the run, which shows the rate and the time that is left."""
+        names = "+".join(f"{s.config.name}/{s.config.seed}" for s in self.sessions)
+        total = self.config.epochs * self.steps_per_epoch * self.images_per_step
+        bar = progress(desc=f"train {names}", total=total, unit="img", leave=True)
+        bar.disable = bar.disable or not self.ranks.is_main
+        bar.initial = bar.n = done * self.images_per_step
+        return bar
+
+    @contextlib.contextmanager
+    def _until_sigterm(self):
+        """Within: SIGTERM asks the loop to write a checkpoint and return."""
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+
+        def ask(signum, frame):
+            self._stop = True
+
+        before = signal.signal(signal.SIGTERM, ask)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGTERM, before)
+
+    @contextlib.contextmanager
+    def _explained(self):
+        """Within: a GPU that has too little memory becomes an error that says which batch to try."""
+        try:
+            yield
+        except torch.OutOfMemoryError as error:
+            size = self.config.batch_size
+            advice = "choose a smaller data.image_size or model.arch"
+            if size > 1:
+                advice = (
+                    f"try --set train.batch_size={size // 2}, with train.accumulation={2 * self.config.accumulation} "
+                    "for steps on as many faces"
+                )
+            raise UserError(f"a batch of {size} faces does not fit in the device's memory; {advice}") from error
+
+
+class _Clock:
+    """Seconds of an epoch, and how many of them the host waited for data."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self._begin = time.perf_counter()
+        self._waited = 0.0
+        self._images = 0
+
+    def waiting_for(self, batches: Iterator) -> Iterator:
+        while True:
+            begin = time.perf_counter()
+            batch = next(batches, None)
+            self._waited += time.perf_counter() - begin
+            if batch is None:
+                return
+            yield batch
+
+    def steps(self, images: int) -> None:
+        self._images += images
+
+    @property
+    def share_waiting(self) -> float:
+        return self._waited / max(1e-9, time.perf_counter() - self._begin)
+
+    def take(self) -> dict[str, float]:
+        """Speed since the last call; call it when the device has just been waited for."""
+        seconds = max(1e-9, time.perf_counter() - self._begin)
+        speed = {
+            "seconds": seconds,
+            "images": self._images,
+            "images_per_second": self._images / seconds,
+            "data_wait": self._waited / seconds,
+        }
+        if self.device.type == "cuda":
+            speed["memory_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
+        self._begin, self._waited, self._images = time.perf_counter(), 0.0, 0
+        return speed
