@@ -1,0 +1,15 @@
+// The launch functions of csrc/cuda as C functions for ctypes, and the emulated machine's properties.
+#include "cuda/objective_cuda.h"
+
+extern "C" {
+size_t args_size() { return sizeof(ngd_fast::ObjectiveArgs); }
+size_t workspace_size(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::objective_workspace(*args); }
+int objective(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::launch_objective(*args, nullptr); }
+int geo_sums(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::launch_geo_sums(*args, nullptr); }
+int scale(const ngd_fast::Tensor* tensor, int64_t count, const ngd_fast::Tensor* factor) {
+  return ngd_fast::launch_scale(*tensor, count, *factor, nullptr);
+}
+void set_machine(int multiprocessors, int max_cluster, int capability, int max_shared, unsigned seed) {
+  emulator::machine = {multiprocessors, max_cluster, capability, max_shared, seed};
+}
+}
