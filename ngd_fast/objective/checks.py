@@ -1,0 +1,102 @@
+"""Checks of the public functions' arguments: shapes, dtypes, devices and ranges; never values that lie on a device."""
+
+import math
+import numbers
+import os
+
+import torch
+from torch import Tensor
+
+from ngd_fast.objective.reference import IGNORE_INDEX, NO_LABEL
+
+FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+#: Read once: it decides whether class indices on a GPU are looked at, which stops the host until the GPU is done.
+DEBUG = os.environ.get("NGD_FAST_DEBUG", "0") == "1"
+
+
+def floating(name: str, value, *shapes: tuple, device: torch.device | None = None) -> None:
+    """``value`` must be a floating tensor of one of ``shapes``; a size is a number, or a letter for any."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: wanted a tensor, got {type(value).__name__}")
+    if value.dtype not in FLOATS:
+        raise TypeError(f"{name}: wanted float32, bfloat16, float16 or float64, got {_dtype(value)}")
+    _shape_and_device(name, value, shapes, device)
+
+
+def indices(name: str, value, rows: int, device: torch.device) -> None:
+    """``value`` must be int64 [rows]."""
+    if not isinstance(value, Tensor):
+        raise TypeError(f"{name}: wanted a tensor, got {type(value).__name__}")
+    if value.dtype != torch.int64:
+        raise TypeError(f"{name}: wanted int64 class indices, got {_dtype(value)}")
+    _shape_and_device(name, value, ((rows,),), device)
+
+
+def _dtype(value: Tensor) -> str:
+    return str(value.dtype).removeprefix("torch.")
+
+
+def _fits(shape, wanted) -> bool:
+    if len(shape) != len(wanted):
+        return False
+    for size, want in zip(shape, wanted):
+        if isinstance(want, str):
+            continue
+        if size != want:
+            return False
+    return True
+
+
+def _shape_and_device(name, value, shapes, device) -> None:
+    for wanted in shapes:
+        if _fits(value.shape, wanted):
+            break
+    else:
+        text = " or ".join(f"[{', '.join(str(size) for size in wanted)}]" for wanted in shapes)
+        raise ValueError(f"{name}: wanted shape {text}, got {list(value.shape)}")
+    if device is not None and value.device != device:
+        raise ValueError(f"{name}: wanted a tensor on {device} as the others, got one on {value.device}")
+
+
+def scalars(**values) -> None:
+    """Each must be a finite number."""
+    for name, value in values.items():
+        if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
+            raise TypeError(f"{name}: wanted a number, got {type(value).__name__}")
+        if not -math.inf < value < math.inf:
+            raise ValueError(f"{name}: wanted a finite number, got {value}")
+
+
+def positive(name: str, value: float) -> None:
+    if not value > 0:
+        raise ValueError(f"{name}: wanted a number above 0, got {value}")
+
+
+def class_list(name: str, value, num_classes: int) -> None:
+    """Different class indices in [0, num_classes)."""
+    for c in value:
+        if not isinstance(c, int) or isinstance(c, bool):
+            raise TypeError(f"{name}: wanted class indices (int), got {c!r}")
+        if not 0 <= c < num_classes:
+            raise ValueError(f"{name}: wanted classes from 0 to {num_classes - 1}, got {c}")
+    if len(set(value)) != len(value):
+        raise ValueError(f"{name}: wanted different classes, got {tuple(value)}")
+
+
+def index_values(target: Tensor | None, labels: Tensor | None, num_classes: int) -> None:
+    """Raise IndexError for a class index out of range. Reads values: for the CPU, and for NGD_FAST_DEBUG=1.
+
+    Does nothing where tensors have no values (torch.compile, fake tensors); there the term becomes NaN.
+    """
+    for name, value, left_out in (("target", target, (IGNORE_INDEX,)), ("labels", labels, (NO_LABEL, IGNORE_INDEX))):
+        if value is None or value.is_floating_point() or type(value) is not Tensor:
+            continue
+        bad = (value < 0) | (value >= num_classes)
+        for allowed in left_out:
+            bad = bad & (value != allowed)
+        if bad.any():
+            row = int(bad.nonzero()[0])
+            raise IndexError(
+                f"{name}: wanted classes from 0 to {num_classes - 1} (or {' or '.join(map(str, left_out))}), "
+                f"got {int(value[row])} in row {row}"
+            )

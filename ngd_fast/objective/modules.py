@@ -1,0 +1,135 @@
+"""The objective as a module that holds the bank and the settings."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from ngd_fast.objective import functional
+from ngd_fast.objective.functional import MARGIN, VAR_CAP, ObjectiveOutput
+
+
+class NGDObjective(nn.Module):
+    """``functional.ngd_objective`` with the prototype bank as buffers and the settings as attributes.
+
+    Args:
+        bank: a ``PrototypeBank`` (anything with ``prototypes`` [K, D] and ``prior`` [K]), or None: no Proto-KD.
+        prototypes, prior: the same as tensors, instead of ``bank``. They are copied, and stay float32 (or float64)
+            when the module is cast to a half type, which would round the bank.
+        class_weight: [C] weights of CE, or None.
+        the rest: as in ``functional.ngd_objective``. ``geo_weight`` None switches D-Geo off.
+
+    Buffers are persistent: a checkpoint holds the bank that the student was trained with.
+    """
+
+    prototypes: Tensor | None
+    prior: Tensor | None
+    class_weight: Tensor | None
+
+    def __init__(
+        self,
+        bank=None,
+        *,
+        prototypes: Tensor | None = None,
+        prior: Tensor | None = None,
+        class_weight: Tensor | None = None,
+        label_smoothing: float = 0.055,
+        kd_weight: float = 0.30,
+        kd_temperature: float = 5.0,
+        kd_mode: str = "mse",
+        kd_scale_by_t2: bool = False,
+        proto_weight: float = 0.12,
+        proto_temperature: float = 0.90,
+        geo_weight: float | None = 0.012,
+        var_cap: float = VAR_CAP,
+        margin: float = MARGIN,
+        var_weight: float = 1.0,
+        margin_weight: float = 1.0,
+        high_valence: Sequence[int] = (1, 2),
+        group=None,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        if bank is not None:
+            if prototypes is not None or prior is not None:
+                raise ValueError("bank: wanted either a bank or prototypes and prior, got both")
+            prototypes, prior = bank.prototypes, bank.prior
+        if (prototypes is None) != (prior is None):
+            raise ValueError("prototypes, prior: wanted both or neither, got one")
+        for name, value in (("prototypes", prototypes), ("prior", prior), ("class_weight", class_weight)):
+            self.register_buffer(name, None if value is None else torch.as_tensor(value).detach().clone())
+        self.label_smoothing = label_smoothing
+        self.kd_weight = kd_weight
+        self.kd_temperature = kd_temperature
+        self.kd_mode = kd_mode
+        self.kd_scale_by_t2 = kd_scale_by_t2
+        self.proto_weight = proto_weight
+        self.proto_temperature = proto_temperature
+        self.geo_weight = geo_weight
+        self.var_cap = var_cap
+        self.margin = margin
+        self.var_weight = var_weight
+        self.margin_weight = margin_weight
+        self.high_valence = tuple(high_valence)
+        self.group = group
+        self.backend = backend
+
+    def forward(
+        self,
+        features: Tensor | None,
+        logits: Tensor,
+        target: Tensor,
+        teacher_logits: Tensor | None = None,
+        *,
+        labels: Tensor | None = None,
+        prior: Tensor | None = None,
+        ramp: float | Tensor = 1.0,
+    ) -> ObjectiveOutput:
+        """The objective of one batch.
+
+        ramp: factor on ``geo_weight`` (``schedule.Ramp``): a number, or a 0-dim tensor on the device that a captured graph
+        reads anew at each replay. prior: [B, K], instead of the bank's. The others as in ``functional.ngd_objective``.
+        """
+        return functional.ngd_objective(
+            features,
+            logits,
+            target,
+            self.prototypes,
+            self.prior if prior is None else prior,
+            labels=labels,
+            teacher_logits=teacher_logits,
+            class_weight=self.class_weight,
+            label_smoothing=self.label_smoothing,
+            kd_weight=self.kd_weight,
+            kd_temperature=self.kd_temperature,
+            kd_mode=self.kd_mode,
+            kd_scale_by_t2=self.kd_scale_by_t2,
+            proto_weight=self.proto_weight,
+            proto_temperature=self.proto_temperature,
+            geo_weight=None if self.geo_weight is None else ramp * self.geo_weight,
+            var_cap=self.var_cap,
+            margin=self.margin,
+            var_weight=self.var_weight,
+            margin_weight=self.margin_weight,
+            high_valence=self.high_valence,
+            group=self.group,
+            backend=self.backend,
+        )
+
+    def _apply(self, fn, recurse=True):
+        # Device moves apply; a cast to a half type does not reach the bank.
+        def keep_precision(tensor):
+            moved = fn(tensor)
+            if moved.dtype in (torch.bfloat16, torch.float16):
+                moved = tensor.to(moved.device)
+            return moved
+
+        return super()._apply(keep_precision, recurse)
+
+    def extra_repr(self) -> str:
+        bank = "no bank" if self.prototypes is None else f"bank {list(self.prototypes.shape)}"
+        return (
+            f"{bank}, label_smoothing={self.label_smoothing}, kd_weight={self.kd_weight}, kd_mode={self.kd_mode!r}, "
+            f"kd_temperature={self.kd_temperature}, proto_weight={self.proto_weight}, geo_weight={self.geo_weight}, "
+            f"backend={self.backend!r}"
+        )

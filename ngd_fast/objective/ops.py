@@ -1,0 +1,109 @@
+"""The fused operators: ``torch.ops.ngd_fast.objective_fwd`` and ``geo_sums`` (C++ and CUDA), ``objective_fwd_triton``.
+
+``objective_fwd`` returns terms and gradients in one pass. ``ngd_fast::objective``, written in C++ (csrc/cpu/autograd.cpp), is
+what has a gradient: its backward scales what ``objective_fwd`` left. This module adds what only Python can: the
+shapes for torch.compile, and the class sums of a global batch.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ngd_fast.objective import backends
+
+
+def fake_objective_fwd(features, logits, *args):
+    """Shapes and dtypes of objective_fwd's results."""
+    *_, want_features_grad, want_logits_grad = args
+    first = features if features is not None else logits
+    double = any(t is not None and t.dtype == torch.float64 for t in (features, logits))
+    return (
+        first.new_empty(6, dtype=torch.float64 if double else torch.float32),
+        torch.empty_like(features, memory_format=torch.contiguous_format) if want_features_grad else first.new_empty(0),
+        torch.empty_like(logits, memory_format=torch.contiguous_format) if want_logits_grad else first.new_empty(0),
+    )
+
+
+def fake_geo_sums(features, labels, num_classes):
+    """Shape and dtype of geo_sums' result."""
+    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
+    return features.new_empty(num_classes, features.shape[1] + 2, dtype=dtype)
+
+
+if not backends.why_not("cpu"):
+    torch.library.register_fake("ngd_fast::objective_fwd", fake_objective_fwd)
+    torch.library.register_fake("ngd_fast::geo_sums", fake_geo_sums)
+
+
+def resolve_group(group):
+    """The process group meant by ``group``; None for one process.
+
+    Raises ValueError where torch.distributed has not been initialised.
+    """
+    if group is None or group is False:
+        return None
+    if not dist.is_available() or not dist.is_initialized():
+        raise ValueError("group: wanted an initialised process group (torch.distributed.init_process_group first)")
+    return dist.group.WORLD if group is True else group
+
+
+def _global_sums(geo_sums, features: Tensor, labels: Tensor, num_classes: int, group) -> Tensor:
+    # No gradient passes here: objective_fwd computes that of the local rows from the global sums.
+    with torch.no_grad():
+        sums = geo_sums(features, labels, num_classes)
+        dist.all_reduce(sums, group=group)
+    return sums
+
+
+def objective(
+    backend: str,
+    features: Tensor | None,
+    logits: Tensor | None,
+    target: Tensor | None,
+    prototypes: Tensor | None,
+    prior: Tensor | None,
+    labels: Tensor | None,
+    teacher_logits: Tensor | None,
+    class_weight: Tensor | None,
+    geo_weight: Tensor | float | None,
+    num_classes: int,
+    high_valence,
+    *settings,
+) -> tuple[Tensor, Tensor]:
+    """(total, terms [6]) by a fused backend; total is differentiable by features and logits.
+
+    ``settings``: label_smoothing to margin_weight as in the operator's schema, without geo_weight_value; then the group.
+    """
+    *settings, var_cap, margin, var_weight, margin_weight, group = settings
+    if backend == "triton":
+        from ngd_fast.objective import triton_ops
+
+        op, geo_sums = triton_ops.objective, triton_ops.geo_sums
+    else:
+        op, geo_sums = torch.ops.ngd_fast.objective.default, torch.ops.ngd_fast.geo_sums.default
+    class_sums, geo_grad_scale = None, 1.0
+    if group is not None and labels is not None:
+        class_sums = _global_sums(geo_sums, features, labels, num_classes, group)
+        geo_grad_scale = float(dist.get_world_size(group))
+    is_tensor = isinstance(geo_weight, Tensor)
+    return op(
+        features,
+        logits,
+        target,
+        prototypes,
+        prior,
+        labels,
+        teacher_logits,
+        class_weight,
+        geo_weight if is_tensor else None,
+        class_sums,
+        num_classes,
+        high_valence,
+        *settings,
+        0.0 if is_tensor or geo_weight is None else geo_weight,
+        var_cap,
+        margin,
+        var_weight,
+        margin_weight,
+        geo_grad_scale,
+    )

@@ -1,0 +1,229 @@
+"""The objective in plain PyTorch: the truth that every fused backend is held to, and the fallback where none fits.
+
+NeuroGaze-Distill (arXiv 2509.11916), section 4.3 and Algorithm 2:
+
+    total = CE + kd_weight KD + proto_weight Proto-KD + geo_weight (var_weight var + margin_weight margin)
+
+Every function takes float32, float64, bfloat16 or float16; halves are computed in float32, and autocast is off inside.
+Everything is differentiable twice, has no data-dependent shape and asks the device nothing, so that it can be compiled
+and captured into a CUDA graph. ``functional`` checks arguments and documents them; here they are taken as right.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+#: A row whose norm is not above this counts as zero: it has f = 0 and gradient 0 (F.normalize's gradient there is
+#: 1e12 times the upstream one, which no optimiser survives). Norms must stay below 1e19, whose square is float32's end.
+NORM_EPS = 1e-12
+#: F.cross_entropy's ignore_index: such a row has no target (and, where labels default to the target, no label).
+IGNORE_INDEX = -100
+#: Such a row is left out of D-Geo.
+NO_LABEL = -1
+
+
+class Terms(NamedTuple):
+    """The terms as 0-dim tensors, unweighted but for ``total``; all differentiable."""
+
+    total: Tensor
+    ce: Tensor
+    kd: Tensor
+    proto: Tensor
+    geo_var: Tensor
+    geo_margin: Tensor
+
+
+def accumulate_dtype(*tensors: Tensor | None) -> torch.dtype:
+    """float64 if any tensor is float64, else float32."""
+    return torch.float64 if any(t is not None and t.dtype == torch.float64 for t in tensors) else torch.float32
+
+
+def normalize(x: Tensor) -> Tensor:
+    """x / ||x|| along the last dimension; 0, with gradient 0, where the norm is not above NORM_EPS."""
+    square = x.square().sum(-1, keepdim=True)
+    is_zero = square <= NORM_EPS**2
+    return torch.where(is_zero, 0.0, x * torch.where(is_zero, 1.0, square).rsqrt())
+
+
+def _nan_where_any(bad: Tensor, dtype: torch.dtype) -> Tensor:
+    """0-dim: NaN if any element is true, else 0. Added to a term, it reports bad input without asking the device."""
+    return torch.where(bad.any(), float("nan"), 0.0).to(dtype)
+
+
+def cross_entropy(
+    logits: Tensor, target: Tensor, class_weight: Tensor | None = None, label_smoothing: float = 0.055
+) -> Tensor:
+    """CE as F.cross_entropy averages it: over the weights of the targets (indices), over rows (distributions).
+
+    A class of target probability 0 adds 0 even where its logit is -inf. Index -100 is ignored; any other index outside
+    [0, C) makes the result NaN. No row at all gives NaN, as F.cross_entropy does.
+    """
+    num_classes = logits.shape[1]
+    log_p = F.log_softmax(logits, dim=1)
+    if target.is_floating_point():
+        wanted = target.to(logits.dtype) * (1 - label_smoothing) + label_smoothing / num_classes
+        if class_weight is not None:
+            wanted = wanted * class_weight
+        return -torch.where(wanted == 0, 0.0, wanted * log_p).sum() / logits.shape[0]
+
+    in_range = (target >= 0) & (target < num_classes)
+    bad = ~in_range & (target != IGNORE_INDEX)
+    index = torch.where(in_range, target, 0).unsqueeze(1)
+    one_hot = torch.zeros_like(log_p).scatter(1, index, 1.0) * in_range.unsqueeze(1)
+    wanted = one_hot * (1 - label_smoothing) + in_range.unsqueeze(1) * (label_smoothing / num_classes)
+    if class_weight is not None:
+        wanted, one_hot = wanted * class_weight, one_hot * class_weight
+    loss = -torch.where(wanted == 0, 0.0, wanted * log_p).sum() / one_hot.sum()
+    return loss + _nan_where_any(bad, loss.dtype)
+
+
+def kd(
+    logits: Tensor, teacher_logits: Tensor, temperature: float = 5.0, mode: str = "mse", scale_by_t2: bool = False
+) -> Tensor:
+    """Logit distillation at a temperature T.
+
+    ``mse``: mean over rows and classes of (z/T - z_teacher/T)^2. ``kl``: mean over rows of
+    KL(softmax(z_teacher/T) || softmax(z/T)). ``scale_by_t2`` multiplies by T^2.
+    """
+    if mode == "mse":
+        loss = ((logits - teacher_logits) / temperature).square().mean()
+    else:
+        log_p = F.log_softmax(logits / temperature, dim=1)
+        log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
+        p_teacher = log_teacher.exp()
+        loss = torch.where(p_teacher == 0, 0.0, p_teacher * (log_teacher - log_p)).sum() / logits.shape[0]
+    return loss * temperature**2 if scale_by_t2 else loss
+
+
+def proto_kd(features: Tensor, prototypes: Tensor, prior: Tensor, temperature: float = 0.90) -> Tensor:
+    """Mean over rows of KL(prior || softmax(cos(f, p_k) / temperature)); prior is [K] or [B, K], its rows sum to 1."""
+    cosine = normalize(features) @ normalize(prototypes).t()
+    log_q = F.log_softmax(cosine / temperature, dim=1)
+    return (torch.special.xlogy(prior, prior) - prior * log_q).sum() / features.shape[0]
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """All-reduce whose gradient is all-reduced too: each rank's loss counts, as DDP's averaging then expects."""
+
+    @staticmethod
+    def forward(ctx, x: Tensor, group) -> Tensor:
+        ctx.group = group
+        x = x.clone(memory_format=torch.contiguous_format)
+        torch.distributed.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx, grad: Tensor):
+        return _SumOverRanks.apply(grad, ctx.group), None
+
+
+def class_membership(labels: Tensor, num_classes: int, dtype: torch.dtype) -> Tensor:
+    """[B, C] one-hot rows; all zero for a label outside [0, C)."""
+    return (labels.unsqueeze(1) == torch.arange(num_classes, device=labels.device)).to(dtype)
+
+
+def geo_sums(features: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """[C, D + 2]: for each class the sum of its normalised rows, their number, the sum of their squared norms."""
+    f = normalize(features)
+    ones = torch.ones_like(f[:, :1])
+    columns = torch.cat([f, ones, f.square().sum(1, keepdim=True)], dim=1)
+    columns = torch.where((labels >= 0).unsqueeze(1), columns, 0.0)  # a NaN row that is left out must not count
+    return class_membership(labels, num_classes, f.dtype).t() @ columns
+
+
+def d_geo(
+    features: Tensor,
+    labels: Tensor,
+    num_classes: int,
+    high_valence: Sequence[int],
+    var_cap: float,
+    margin: float,
+    group=None,
+) -> tuple[Tensor, Tensor]:
+    """D-Geo's two terms, unweighted: (var, margin).
+
+    var = sum over c in high_valence of max(0, sigma2_c - var_cap), with sigma2_c the mean squared distance to the class
+    mean; it is summed over centred rows, not as a difference of large numbers. margin = sum over ordered pairs of
+    different classes present of max(0, margin - ||mu_c - mu_c'||). At distance 0 and at a hinge's corner the gradient
+    is 0. With ``group``, class means and sigma2 are those of all ranks' rows.
+    """
+    f = torch.where((labels >= 0).unsqueeze(1), normalize(features), 0.0)
+    members = class_membership(labels, num_classes, f.dtype)
+    bad = (labels >= num_classes) | ((labels < 0) & (labels != NO_LABEL) & (labels != IGNORE_INDEX))
+
+    sums = torch.cat([members.t() @ f, members.sum(0).unsqueeze(1)], dim=1)
+    if group is not None:
+        sums = _SumOverRanks.apply(sums, group)
+    count = sums[:, -1]
+    mean = sums[:, :-1] / count.clamp_min(1).unsqueeze(1)
+    squares = members.t() @ (f - members @ mean).square().sum(1)
+    if group is not None:
+        squares = _SumOverRanks.apply(squares, group)
+    sigma2 = squares / count.clamp_min(1)
+    var = f.new_zeros(())
+    for c in high_valence:
+        var = var + F.relu(sigma2[c] - var_cap)
+
+    square_distance = (mean.unsqueeze(1) - mean.unsqueeze(0)).square().sum(2)
+    is_zero = square_distance == 0
+    distance = torch.where(is_zero, 0.0, torch.where(is_zero, 1.0, square_distance).sqrt())
+    classes = torch.arange(num_classes, device=labels.device)
+    present = count > 0
+    is_pair = present.unsqueeze(1) & present.unsqueeze(0) & (classes.unsqueeze(1) != classes.unsqueeze(0))
+    repulsion = torch.where(is_pair, F.relu(margin - distance), 0.0).sum()
+    nan = _nan_where_any(bad, f.dtype)
+    return var + nan, repulsion + nan
+
+
+def objective(
+    features: Tensor | None,
+    logits: Tensor | None,
+    target: Tensor | None,
+    prototypes: Tensor | None,
+    prior: Tensor | None,
+    labels: Tensor | None,
+    teacher_logits: Tensor | None,
+    class_weight: Tensor | None,
+    geo_weight: Tensor | float | None,
+    *,
+    num_classes: int,
+    high_valence: Sequence[int],
+    label_smoothing: float,
+    kd_weight: float,
+    kd_temperature: float,
+    kd_mode: str,
+    kd_scale_by_t2: bool,
+    proto_weight: float,
+    proto_temperature: float,
+    var_cap: float,
+    margin: float,
+    var_weight: float,
+    margin_weight: float,
+    group=None,
+) -> Terms:
+    """All terms. What is None switches its term off: logits CE and KD, teacher_logits KD, prototypes Proto-KD, labels or
+    geo_weight D-Geo; a term that is off is 0. Arguments as in ``functional.ngd_objective``."""
+    dtype = accumulate_dtype(features, logits)
+    device = (features if features is not None else logits).device
+    with torch.autocast(device.type, enabled=False):
+        features, logits, prototypes, prior, teacher_logits, class_weight = (
+            None if t is None else t.to(dtype)
+            for t in (features, logits, prototypes, prior, teacher_logits, class_weight)
+        )
+        zero = torch.zeros((), dtype=dtype, device=device)
+        ce = kd_term = proto = geo_var = geo_margin = total = zero
+        if logits is not None:
+            total = ce = cross_entropy(logits, target, class_weight, label_smoothing)
+            if teacher_logits is not None:
+                kd_term = kd(logits, teacher_logits, kd_temperature, kd_mode, kd_scale_by_t2)
+                total = total + kd_weight * kd_term
+        if prototypes is not None:
+            proto = proto_kd(features, prototypes, prior, proto_temperature)
+            total = total + proto_weight * proto
+        if labels is not None and geo_weight is not None:
+            geo_var, geo_margin = d_geo(features, labels, num_classes, high_valence, var_cap, margin, group)
+            total = total + geo_weight * (var_weight * geo_var + margin_weight * geo_margin)
+        return Terms(total.to(dtype), ce, kd_term, proto, geo_var, geo_margin)

@@ -1,0 +1,73 @@
+"""The Triton kernels as operators, with fake kernels and autograd. Importing this module imports Triton."""
+
+import torch
+from torch import Tensor
+
+from ngd_fast.kernels import objective as kernels
+from ngd_fast.objective.ops import fake_geo_sums, fake_objective_fwd
+
+_SCHEMA = (
+    "(Tensor? features, Tensor? logits, Tensor? target, Tensor? prototypes, Tensor? prior, Tensor? labels, "
+    "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "
+    "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, bool kd_scale_by_t2, "
+    "float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, float margin, float var_weight, "
+    "float margin_weight, float geo_grad_scale, bool want_features_grad, bool want_logits_grad) "
+    "-> (Tensor terms, Tensor grad_features, Tensor grad_logits)"
+)
+
+objective_fwd = torch.library.custom_op(
+    "ngd_fast::objective_fwd_triton", kernels.objective_fwd, mutates_args=(), schema=_SCHEMA
+)
+objective_fwd.register_fake(fake_objective_fwd)
+
+geo_sums = torch.library.custom_op(
+    "ngd_fast::geo_sums_triton",
+    kernels.geo_sums,
+    mutates_args=(),
+    schema="(Tensor features, Tensor labels, int num_classes) -> Tensor",
+)
+geo_sums.register_fake(fake_geo_sums)
+
+
+def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
+    # Real tensors are ours alone and are scaled where they lie; under torch.compile the product is fused into what follows.
+    if type(gradient) is Tensor:
+        return kernels.scale_(gradient, factor)
+    return (gradient * factor).to(gradient.dtype)
+
+
+def _setup_context(ctx, inputs, output):
+    _, grad_features, grad_logits = output
+    ctx.mark_non_differentiable(grad_features, grad_logits)
+    ctx.set_materialize_grads(False)
+    ctx.inputs = inputs
+    ctx.gradients = (grad_features, grad_logits)
+
+
+def _backward(ctx, grad_terms, *_):
+    if torch.is_grad_enabled():
+        raise RuntimeError(SECOND_DERIVATIVE)
+    gradients, ctx.gradients = ctx.gradients, None
+    if gradients is None:  # a second backward through a retained graph: the first one gave them away
+        gradients = objective_fwd(*ctx.inputs)[1:]
+    *_, want_features_grad, want_logits_grad = ctx.inputs
+    factor = grad_terms[0]
+    return (
+        _scaled(gradients[0], factor) if want_features_grad else None,
+        _scaled(gradients[1], factor) if want_logits_grad else None,
+        *(None,) * (len(ctx.inputs) - 2),
+    )
+
+
+SECOND_DERIVATIVE = (
+    "the fused objective has no second derivative (create_graph=True): its gradient was computed in the forward pass; "
+    "use backend='reference'"
+)
+objective_fwd.register_autograd(_backward, setup_context=_setup_context)
+
+
+def objective(features: Tensor | None, logits: Tensor | None, *args) -> tuple[Tensor, Tensor]:
+    """(total, terms [6]); arguments of objective_fwd without the wishes for gradients, which are the inputs' own."""
+    wants = (t is not None and t.requires_grad and torch.is_grad_enabled() for t in (features, logits))
+    terms, _, _ = objective_fwd(features, logits, *args, *wants)
+    return terms[0], terms.detach()
