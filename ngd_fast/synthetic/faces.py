@@ -1,8 +1,8 @@
 """Drawn schematic faces of the eight expressions with the votes of ten annotators: the demo's and the tests' FERPlus.
 
-A face is a set of numbers in the manner of action units (brows, lids, mouth, nose), mixed from an expression, its intensity
-and a second expression, and drawn with soft edges under a pose, features, light, occlusion and noise of its own. The
-annotators see intensity and mixture: weak and mixed expressions get mixed votes, as in FER+.
+A face is a set of numbers in the manner of action units (brows, lids, mouth, nose), mixed from an expression, its
+intensity and a second expression, and drawn with soft edges under a pose, features, light, occlusion and noise of its
+own. The annotators see intensity and mixture: weak and mixed expressions get mixed votes, as in FER+.
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ FREQUENCIES = (0.24, 0.20, 0.14, 0.13, 0.12, 0.05, 0.07, 0.05)
 ANNOTATORS = 10
 
 _UNITS = ("brow", "tilt", "lid", "curve", "open", "width", "wrinkle", "lip", "skew")
-"""brow: raised; tilt: inner ends down (> 0) or up; lid: open eyes; curve: corners of the mouth up; open, width: of the mouth;
-wrinkle: of the nose; lip: upper lip raised; skew: one corner of the mouth up and its brow too."""
+"""brow: raised; tilt: inner ends down (> 0) or up; lid: open eyes; curve: corners of the mouth up; open, width: of the
+mouth; wrinkle: of the nose; lip: upper lip raised; skew: one corner of the mouth up and its brow too."""
 
 _EXPRESSIONS = np.array(
     [
@@ -57,23 +57,23 @@ _CONFUSED_WITH = np.array(
 class Style:
     """How a dataset looks. Angles in radians, lengths in half image sides, grey values from 0 to 1."""
 
-    intensity: tuple[float, float] = (0.45, 1.0)
-    rotation: float = 0.28
-    shift: float = 0.12
-    scale: tuple[float, float] = (0.78, 1.12)
-    yaw: float = 0.5
-    light: float = 0.35
-    occlusion: float = 0.35
-    noise: float = 0.04
-    contrast: tuple[float, float] = (0.55, 1.1)
+    intensity: tuple[float, float] = (0.5, 1.1)
+    rotation: float = 0.24
+    shift: float = 0.07
+    scale: tuple[float, float] = (0.85, 1.15)
+    yaw: float = 0.4
+    light: float = 0.3
+    occlusion: float = 0.25
+    noise: float = 0.035
+    contrast: tuple[float, float] = (0.65, 1.15)
 
 
 STYLES = {
     "ferplus": Style(),
     # In the wild: turned heads, hard light, more in the way.
-    "affectnet": Style((0.5, 1.0), 0.35, 0.10, (0.70, 1.0), 0.6, 0.55, 0.45, 0.03, (0.6, 1.2)),
+    "affectnet": Style((0.6, 1.1), 0.3, 0.09, (0.78, 1.05), 0.5, 0.5, 0.35, 0.025, (0.6, 1.2)),
     # Posed in a laboratory: full expressions, frontal, even light.
-    "ckplus": Style((0.85, 1.0), 0.06, 0.04, (0.95, 1.05), 0.08, 0.12, 0.0, 0.02, (0.9, 1.0)),
+    "ckplus": Style((0.95, 1.2), 0.06, 0.04, (0.98, 1.08), 0.08, 0.12, 0.0, 0.02, (0.9, 1.0)),
 }
 
 
@@ -82,8 +82,8 @@ def draw_faces(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Draw one face for each class index in ``expressions`` (int [N]).
 
-    Returns images uint8 [N, size, size] and label_dist float32 [N, 8]: the votes of ten annotators, single votes dropped
-    as FER+ does, over their sum. The image's own class is ``expressions``; the label that the annotators gave may differ.
+    Returns images uint8 [N, size, size] and label_dist float32 [N, 8]: the votes of ten annotators, single votes
+    dropped as FER+ does, over their sum. The annotators' label may differ from the expression that was drawn.
     ``identities`` (int [N]) gives equal heads to equal numbers. Same arguments, same faces.
     """
     expressions = np.asarray(expressions, np.int64)
@@ -140,11 +140,11 @@ def _express(expressions: np.ndarray, look: Style, rng: np.random.Generator):
     units[:, 8] *= rng.choice([-1, 1], count)
 
     seen = _CONFUSED_WITH[expressions] * (1 - mix)[:, None] + _CONFUSED_WITH[second] * mix[:, None]
-    weak = np.clip((0.75 - intensity) * 1.1, 0, 0.6)[:, None]
+    weak = np.clip((0.8 - intensity) * 1.1, 0, 0.6)[:, None]
     seen = seen * (1 - weak)
     seen[:, 0] += weak[:, 0]
     # Sharpened: people agree more on one picture than over a class.
-    seen = seen**1.6
+    seen = seen**1.35
     votes = rng.multinomial(ANNOTATORS, seen / seen.sum(axis=1, keepdims=True))
     votes[votes < 2] = 0
     empty = votes.sum(axis=1) == 0
@@ -326,7 +326,7 @@ def _draw_mouth(canvas: _Canvas, f: dict, x, y) -> None:
     gap = 0.17 * f["open"] * np.sqrt(np.clip(1 - t * t, 0, 1))
     upper = line - 0.45 * gap - 0.05 * np.clip(f["lip"], 0, 1) * (1 - 0.5 * t * t)
     lower = line + 1.0 * gap
-    across = canvas.inside((np.abs(x) - half))
+    across = canvas.inside(np.abs(x) - half)
     lips = f["skin"] * 0.58
     thick = 0.036 * np.sqrt(np.clip(1.05 - t * t, 0, 1))
     canvas.paint(canvas.inside(np.maximum(upper - 0.7 * thick - y, y - lower - thick)) * across, lips)
