@@ -30,7 +30,26 @@ def load_checkpoint(path: str | Path, *, config: Mapping, checksums: Mapping[str
     Raises UserError where the file is damaged, or was written by a run whose configuration (the keys are named) or
     whose files differ.
     """
-    path = Path(path)
+    content = _read(Path(path))
+    keys = differing_keys(content["config"], dict(config))
+    if keys:
+        values = ", ".join(f"{k} ({_value(content['config'], k)} there, {_value(config, k)} here)" for k in keys[:4])
+        raise UserError(f"{path}: belongs to another configuration; it differs in {values}")
+    for name in sorted(content["checksums"].keys() | checksums.keys()):
+        if content["checksums"].get(name) != checksums.get(name):
+            raise UserError(f"{path}: was trained with another {name}; its checksum differs")
+    return content["state"]
+
+
+def progress_of(path: str | Path) -> tuple[int, int]:
+    """(finished epochs, steps of the next one) of the checkpoint in ``path``; (0, 0) where there is none."""
+    if not Path(path).exists():
+        return 0, 0
+    progress = _read(Path(path))["state"]["progress"]
+    return progress["epoch"], progress["step"]
+
+
+def _read(path: Path) -> dict:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
@@ -40,14 +59,7 @@ def load_checkpoint(path: str | Path, *, config: Mapping, checksums: Mapping[str
         raise UserError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path}: is no checkpoint that this version of ngd_fast can continue")
-    keys = differing_keys(content["config"], dict(config))
-    if keys:
-        values = ", ".join(f"{k} ({_value(content['config'], k)} there, {_value(config, k)} here)" for k in keys[:4])
-        raise UserError(f"{path}: belongs to another configuration; it differs in {values}")
-    for name in sorted(content["checksums"].keys() | checksums.keys()):
-        if content["checksums"].get(name) != checksums.get(name):
-            raise UserError(f"{path}: was trained with another {name}; its checksum differs")
-    return content["state"]
+    return content
 
 
 def _value(config: Mapping, key: str):

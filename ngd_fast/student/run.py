@@ -223,9 +223,6 @@ def _make_teacher(configs, inputs: list[Inputs], folders, ranks: Ranks, device: 
     if not taught:
         return None
     config, own, kd = configs[taught[0]], inputs[taught[0]], configs[taught[0]].objective.kd
-    kinds = {(k.teacher, k.teacher_weights, k.cached) for k in (configs[i].objective.kd for i in taught)}
-    if len(kinds) > 1:
-        raise UserError("students that train side by side must learn from the same teacher")
     data = config.data
     network, checksum = load_kd_teacher(
         kd.teacher,
@@ -267,12 +264,26 @@ def _set_determinism(config: StudentConfig, device: torch.device) -> None:
         torch.set_float32_matmul_precision("high")
 
 
+def _keys_apart(a: StudentConfig, b: StudentConfig) -> list[str]:
+    """Keys whose difference keeps two students from training side by side."""
+    shared = [config.model_dump(mode="json", exclude=set(_OWN_SECTIONS)) for config in (a, b)]
+    keys = differing_keys(*shared)
+    teachers = [c.objective.kd for c in (a, b) if c.objective.kd.weight > 0]
+    if len({(kd.teacher, kd.teacher_weights, kd.cached) for kd in teachers}) > 1:
+        keys.append("objective.kd.teacher")
+    return keys
+
+
+def trains_alike(a: StudentConfig, b: StudentConfig) -> bool:
+    """True where two students can train side by side: same faces, views, seed, steps and teacher."""
+    return not _keys_apart(a, b)
+
+
 def _require_alike(configs: Sequence[StudentConfig]) -> None:
     if not configs:
         raise ValueError("configs must name at least one student")
-    first = configs[0].model_dump(mode="json", exclude=set(_OWN_SECTIONS))
     for config in configs[1:]:
-        keys = differing_keys(first, config.model_dump(mode="json", exclude=set(_OWN_SECTIONS)))
+        keys = _keys_apart(configs[0], config)
         if keys:
             raise UserError(f"{configs[0].name} and {config.name} cannot train side by side: they differ in {keys[0]}")
 
