@@ -1,0 +1,152 @@
+"""A model card: what a student was trained on, how well it does, and what it must not be used for.
+
+Every number comes from the run's own files; an item of the paper's responsible-use checklist is ticked only where the
+given files show that it was done.
+"""
+
+from collections.abc import Sequence
+
+from ngd_fast.artifacts.files import SUMS_NAME
+from ngd_fast.evaluation.latex import PROTOCOL_TITLES, TITLES, percent
+from ngd_fast.evaluation.results import Result
+
+PROHIBITED = (
+    "Diagnosis, screening or any other clinical decision: neither the student nor the EEG behind its prototypes "
+    "measures health.",
+    "Identifying or tracking people, surveillance, or inferring protected traits.",
+    "Decisions about hiring, education, credit, insurance, policing or migration.",
+    "Use on people who have not agreed to it, or claims about what a person truly feels: it classifies "
+    "how a face looks.",
+)
+TERMS = (
+    ("FER2013 / FERPlus", "images: research use (Kaggle challenge terms); FER+ labels: MIT"),
+    ("DREAMER, MAHNOB-HCI", "on request from their owners, for research, not to be passed on"),
+    ("GAMEEMO", "CC BY 4.0"),
+    ("AffectNet, CK+", "on request from their owners, for research"),
+)
+
+
+def model_card(run: Result, others: Sequence[Result] = ()) -> str:
+    """Markdown for the run ``run``; ``others`` are its evaluations on other datasets and runs to compare it with."""
+    fingerprint = run.fingerprint or {}
+    mine = [run, *(r for r in others if r.run == run.run and r.path != run.path)]
+    compared = [r for r in others if r.run != run.run]
+    parts = [
+        f"# Model card: {run.run}\n",
+        f"A facial-expression student (variant {run.variant}, seed {run.seed}) of NeuroGaze-Distill (arXiv "
+        "2509.11916), made with ngd_fast. It takes a cropped face and gives probabilities of "
+        f"{len(run.blocks['eight_way']['confusion'])} expression classes.\n",
+        _training(run, fingerprint),
+        _metrics(mine),
+    ]
+    if compared:
+        parts.append(_comparison(run, compared))
+    parts += [_data(fingerprint), _responsible_use(mine, fingerprint, compared)]
+    return "\n".join(parts)
+
+
+def _training(run: Result, fingerprint: dict) -> str:
+    lines = ["## Training\n"]
+    on = [name for name, value in fingerprint.get("switches", {}).items() if value]
+    if on:
+        weights = fingerprint.get("weights", {})
+        terms = [f"{name} ({weights[name]:g})" if name in weights else name for name in on]
+        lines.append(f"- Terms of the objective (weight): {', '.join(terms)}")
+    if "best_epoch" in run.data:
+        lines.append(f"- Chosen: epoch {run.data['best_epoch']}, on the validation split of {run.dataset}")
+    environment = fingerprint.get("environment", {})
+    if environment:
+        devices = ", ".join(environment.get("devices") or ["CPU"])
+        lines.append(f"- Made with torch {environment.get('torch')} on {devices}; commit {fingerprint.get('commit')}")
+    for name, entry in fingerprint.get("files", {}).items():
+        lines.append(f"- {name}: SHA-256 `{entry['sha256']}`")
+    if len(lines) == 1:
+        lines.append("The run kept no fingerprint.")
+    return "\n".join(lines) + "\n"
+
+
+def _metrics(results: Sequence[Result]) -> str:
+    head = ["Dataset", "Protocol", "n", *TITLES.values()]
+    lines = ["## Metrics\n", "In %, with 95 % stratified bootstrap intervals.\n", *_header(head)]
+    for result in results:
+        for protocol, block in result.blocks.items():
+            cells = [result.dataset, PROTOCOL_TITLES[protocol], str(block["n"])]
+            for name in TITLES:
+                interval = block.get("ci", {}).get(name)
+                shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
+                cells.append(percent(block[name]) + shown if name in block else "")
+            lines.append(_row(cells))
+    block = results[0].blocks["eight_way"]
+    lines += [f"\nBy class, on {results[0].dataset} (8-way):\n", *_header(["Class", "n", "Precision", "Recall", "F1"])]
+    for name, rates in block["per_class"].items():
+        interval = rates.get("ci", {}).get("f1")
+        shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
+        values = [
+            str(rates["support"]),
+            percent(rates["precision"]),
+            percent(rates["recall"]),
+            percent(rates["f1"]) + shown,
+        ]
+        lines.append(_row([name, *values]))
+    for name in block.get("absent", ()):
+        lines.append(_row([name, "0", "", "", ""]))
+    return "\n".join(lines) + "\n"
+
+
+def _comparison(run: Result, others: Sequence[Result]) -> str:
+    head = ["Run", "Variant", "Dataset", "Protocol", *TITLES.values()]
+    lines = ["## Compared with\n", *_header(head)]
+    for result in [run, *others]:
+        for protocol, block in result.blocks.items():
+            cells = [result.run, result.variant, result.dataset, PROTOCOL_TITLES[protocol]]
+            lines.append(_row([*cells, *(percent(block[name]) if name in block else "" for name in TITLES)]))
+    return "\n".join(lines) + "\n"
+
+
+def _data(fingerprint: dict) -> str:
+    lines = ["## Data and terms\n", "The weights carry the terms of what they were trained on:\n"]
+    lines += [f"- {name}: {terms}" for name, terms in TERMS]
+    sums = [
+        f"{name} `{entry['sha256'][:12]}`" for name, entry in fingerprint.get("files", {}).items() if "data" in name
+    ]
+    if sums:
+        lines.append(f"\nThis run's files: {', '.join(sums)} (whole sums above and in {SUMS_NAME}).")
+    return "\n".join(lines) + "\n"
+
+
+def checklist(results: Sequence[Result], fingerprint: dict, compared: Sequence[Result]) -> list[tuple[bool, str]]:
+    """The paper's responsible-use checklist: (shown by the given files, item)."""
+    with_geo = bool(fingerprint.get("switches", {}).get("d_geo"))
+    opposite = [
+        r for r in compared if r.fingerprint and bool(r.fingerprint.get("switches", {}).get("d_geo")) != with_geo
+    ]
+    both = all(set(PROTOCOL_TITLES) <= set(r.blocks) for r in results)
+    intervals = all("ci" in block for r in results for block in r.blocks.values())
+    versus = f" (against {', '.join(sorted({r.run for r in opposite}))})" if opposite else ""
+    return [
+        (True, "Non-diagnostic: stated here, with the uses that are prohibited"),
+        (both, "Both protocols reported: 8-way and present-only"),
+        (bool(opposite), f"Reported with and without D-Geo{versus}"),
+        (intervals, "Uncertainty reported: bootstrap intervals"),
+        (bool(fingerprint.get("files")), "Checksums of configuration, data, prototypes and weights kept"),
+    ]
+
+
+def _responsible_use(results: Sequence[Result], fingerprint: dict, compared: Sequence[Result]) -> str:
+    lines = ["## Responsible use\n"]
+    lines += [f"- [{'x' if done else ' '}] {item}" for done, item in checklist(results, fingerprint, compared)]
+    lines += ["\nProhibited:\n", *(f"- {use}" for use in PROHIBITED)]
+    lines += [
+        "\nKnown limits: labels are what most raters saw, and raters often disagree; classes with few faces (in "
+        "FERPlus disgust, fear and contempt) have wide intervals; FERPlus holds grey 48-pixel faces from the web, "
+        "and other cameras differ; no audit by age, sex or skin colour has been made.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def _header(cells: Sequence[str]) -> list[str]:
+    return [_row(cells), _row(["---"] * len(cells))]
+
+
+def _row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"

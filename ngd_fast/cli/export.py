@@ -1,0 +1,57 @@
+"""``ngd-fast export``."""
+
+import click
+
+from ngd_fast.cli.checkpoints import Checkpoint
+from ngd_fast.console import say
+from ngd_fast.errors import UserError
+
+
+@click.command("export")
+@click.argument("run", type=click.Path())
+@click.option("--onnx", type=click.Path(dir_okay=False), help="ONNX file to write.")
+@click.option("--torch-export", type=click.Path(dir_okay=False), help="torch.export program (.pt2) to write.")
+@click.option("--model-card", type=click.Path(dir_okay=False), help="Model card (Markdown) to write.")
+@click.option("--half", is_flag=True, help="float16 weights; inputs and outputs keep their types.")
+@click.option("--opset", type=click.IntRange(7), default=18, show_default=True, help="ONNX opset.")
+@click.option("--img-size", type=click.IntRange(8), help="Side of the network's input.  [default: as trained]")
+@click.option(
+    "--with", "others", multiple=True, type=click.Path(),
+    help="For the model card: another run, or an evaluation (outs/xval_*); repeatable.",
+)  # fmt: skip
+def command(run, onnx, torch_export, model_card, half, opset, img_size, others):
+    """Export the student of RUN (a run's folder or a .safetensors file).
+
+    The exported file takes uint8 [batch, height, width, 3] RGB faces of any size and gives probabilities, logits and
+    features; it is run and compared with PyTorch before it is put in place.
+    """
+    if not (onnx or torch_export or model_card):
+        raise UserError("nothing to write: give --onnx, --torch-export or --model-card")
+    if onnx or torch_export:
+        from ngd_fast.artifacts.export import export_onnx, export_torch
+
+        for path, export, options in (
+            (onnx, export_onnx, {"opset": opset}),
+            (torch_export, export_torch, {}),
+        ):
+            if path:
+                # read anew for each: half precision changes the module
+                student = Checkpoint.open(run, image_size=img_size)
+                if export is export_onnx:
+                    options["info"] = {"weights_sha256": student.sha256, "run": student.run}
+                difference = export(student.module, student.meta, path, half=half, **options)
+                say(f"wrote {path}; it differs from PyTorch in float32 by at most {difference:.1e}")
+    if model_card:
+        _write_card(run, others, model_card)
+
+
+def _write_card(run, others, path):
+    from ngd_fast.artifacts.files import write_text
+    from ngd_fast.artifacts.model_card import model_card
+    from ngd_fast.evaluation.results import load_results
+
+    own = [result for result in load_results([run]) if result.split == "valid"]
+    if len(own) != 1:
+        raise UserError(f"{run}: a model card needs one run's folder, this holds {len(own)}")
+    write_text(path, model_card(own[0], load_results(others) if others else []))
+    say(f"wrote {path}")
