@@ -1,4 +1,31 @@
-// The Python module holds nothing: importing it runs the TORCH_LIBRARY registrations linked into it.
+// Schemas of the operators, and the Python module: importing it runs the registrations linked into it. csrc/cuda adds its
+// kernels with TORCH_LIBRARY_IMPL(ngd_fast, CUDA, m). Documented in ngd_fast/objective/functional.py.
 #include <torch/extension.h>
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {}
+#include "objective_cpu.h"
+
+#define NGD_INPUTS                                                                                                       \
+  "(Tensor? features, Tensor? logits, Tensor? target, Tensor? prototypes, Tensor? prior, Tensor? labels, "               \
+  "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "              \
+  "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, "                      \
+  "bool kd_scale_by_t2, float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, "            \
+  "float margin, float var_weight, float margin_weight, float geo_grad_scale"
+
+TORCH_LIBRARY(ngd_fast, m) {
+  // Terms [6] (total, ce, kd, proto, geo_var, geo_margin) and the gradients of total; [0] where not wanted.
+  m.def("objective_fwd" NGD_INPUTS
+        ", bool want_features_grad, bool want_logits_grad) -> (Tensor terms, Tensor grad_features, Tensor grad_logits)");
+  // The differentiable form, for any device that has objective_fwd: total (0-dim), terms [6].
+  m.def("objective" NGD_INPUTS ") -> (Tensor total, Tensor terms)");
+  // [num_classes, D + 2]: per class the sum of the normalised rows, their number, the sum of their squared norms.
+  m.def("geo_sums(Tensor features, Tensor labels, int num_classes) -> Tensor");
+  // gradient *= factor (0-dim, same device), in place and without asking the device.
+  m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
+}
+
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.def("instruction_set", [] { return std::string(ngd_fast::cpu::kernels().name); },
+        "Instruction set that the C++ backend uses: avx512, avx2 or baseline.");
+  m.def("use_instruction_set", &ngd_fast::cpu::use_instruction_set,
+        "Use another instruction set (one that this machine has); for tests and comparisons.", pybind11::arg("name"));
+}
