@@ -1,4 +1,4 @@
-"""Several runs as one suite: the ablation B0 to B3, and the paper's sweeps. Finished runs are kept, broken ones continue."""
+"""Several runs as one suite: the ablation B0 to B3, and the paper's sweeps. Finished runs are kept, others continue."""
 
 import os
 from collections.abc import Sequence
@@ -113,7 +113,7 @@ def _require_distinct(jobs: Sequence[Job]) -> None:
 def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
     """Train what is not finished; False where SIGTERM stopped it.
 
-    ``side_by_side``: how many students of one seed share a feed and, on a GPU, a CUDA graph; default 4 there, 1 on CPUs.
+    ``side_by_side``: how many students of one seed share a feed and, on a GPU, a CUDA graph; default 4 there, else 1.
     Raises UserError for a folder that holds another run.
     """
     if int(os.environ.get("WORLD_SIZE", 1)) > 1:
@@ -138,13 +138,11 @@ def _is_done(job: Job) -> bool:
     before = load_config(StudentConfig, job.folder / CONFIG_NAME)
     keys = differing_keys(before.model_dump(mode="json"), job.config.model_dump(mode="json"))
     recorded = read_json(job.folder / FINGERPRINT_NAME)["checksums"]
-    wanted = dict(load_inputs(job.config).checksums)
-    differing = keys + [
-        name for name in sorted(recorded.keys() | wanted.keys()) if recorded.get(name) != wanted.get(name)
-    ]
-    if differing:
+    wanted = load_inputs(job.config).checksums
+    keys += [name for name in sorted(recorded.keys() | wanted.keys()) if recorded.get(name) != wanted.get(name)]
+    if keys:
         raise UserError(
-            f"{job.folder}: holds a finished run that differs in {', '.join(differing[:4])}; choose another --out"
+            f"{job.folder}: holds a finished run that differs in {', '.join(keys[:4])}; choose another --out"
         )
     return True
 

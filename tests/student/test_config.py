@@ -1,0 +1,77 @@
+"""The packaged configurations hold the released setting; mistakes are named."""
+
+import pytest
+
+from ngd_fast.errors import UserError
+from ngd_fast.student.config import RESUMABLE, StudentConfig, differing_keys, load_student_config, packaged_configs
+
+
+@pytest.mark.parametrize("name", packaged_configs())
+def test_every_packaged_config_loads(name):
+    assert load_student_config(name).name == name.rpartition("/")[2]
+
+
+@pytest.mark.parametrize("folder", ["", "demo/"])
+def test_variants_add_one_term_each(folder):
+    switched = [load_student_config(f"{folder}B{i}").switches() for i in range(4)]
+    assert [[name for name, on in s.items() if on] for s in switched] == [
+        ["ce"],
+        ["ce", "kd"],
+        ["ce", "kd", "proto"],
+        ["ce", "kd", "proto", "d_geo"],
+    ]
+
+
+def test_variants_differ_in_nothing_else():
+    configs = [load_student_config(f"B{i}").model_dump(mode="json") for i in range(4)]
+    for config in configs[1:]:
+        keys = differing_keys(configs[0], config)
+        assert {key.split(".")[0] for key in keys} == {"name", "objective"}
+
+
+def test_b3_is_the_released_setting():
+    config = load_student_config("B3")
+    objective, train, optimizer = config.objective, config.train, config.optimizer
+    assert (objective.kd.weight, objective.kd.mode, objective.kd.temperature) == (0.30, "mse", 5.0)
+    assert objective.kd.scale_by_t2 is False
+    assert (objective.proto.weight, objective.proto.temperature) == (0.12, 0.90)
+    assert objective.geo.weight == 0.012 and objective.geo.positive_classes == ("happiness", "surprise")
+    assert (objective.geo.schedule.start, objective.geo.schedule.end) == (20, 60)
+    assert (objective.ce.label_smoothing, objective.ce.class_weight_power) == (0.055, 0.25)
+    assert (train.epochs, train.batch_size, train.clip_grad, train.precision) == (100, 128, 1.0, "bf16")
+    assert train.channels_last and train.ema is None
+    assert (optimizer.lr, optimizer.weight_decay, config.model.arch) == (2e-4, 0.05, "resnet18")
+
+
+def test_unknown_key_names_the_nearest():
+    with pytest.raises(UserError, match=r"unknown key objective\.kd\.temprature; did you mean objective\.kd\.temperature"):
+        load_student_config("B1", ["objective.kd.temprature=4"])
+
+
+def test_wrong_values_are_named():
+    with pytest.raises(UserError, match=r"train\.epochs"):
+        load_student_config("B0", ["train.epochs=many"])
+    with pytest.raises(UserError, match="end must not be before start"):
+        load_student_config("B3", ["objective.geo.schedule.end=3"])
+    with pytest.raises(UserError, match="'joy' is none of neutral"):
+        load_student_config("B3", ["objective.geo.positive_classes=[joy]"])
+
+
+def test_unknown_config_lists_the_packaged_ones():
+    with pytest.raises(UserError, match="B0, B1, B2, B3"):
+        load_student_config("B7")
+
+
+def test_resumable_keys_exist():
+    dumped = StudentConfig().model_dump()
+    for key in RESUMABLE:
+        value = dumped
+        for part in key.split("."):
+            assert part in value, key
+            value = value[part]
+
+
+def test_differing_keys_leave_out_what_changes_no_weights():
+    a = load_student_config("B0", ["data.train=a.npz", "train.log_every=5", "seed=1"]).model_dump()
+    b = load_student_config("B0", ["data.train=b.npz", "train.log_every=6", "seed=2"]).model_dump()
+    assert differing_keys(a, b) == ["seed"]
