@@ -122,7 +122,7 @@ def checklist(results: Sequence[Result], fingerprint: dict, compared: Sequence[R
     ]
     both = all(set(PROTOCOL_TITLES) <= set(r.blocks) for r in results)
     intervals = all("ci" in block for r in results for block in r.blocks.values())
-    versus = f" (against {', '.join(sorted({r.run for r in opposite}))})" if opposite else ""
+    versus = f" (against {', '.join(sorted({r.variant for r in opposite}))})" if opposite else ""
     return [
         (True, "Non-diagnostic: stated here, with the uses that are prohibited"),
         (both, "Both protocols reported: 8-way and present-only"),

@@ -63,6 +63,10 @@ def render(figure, kind: str, dpi: int = 150) -> bytes:
 
     buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
+        if figure.get_layout_engine() is not None:
+            # the layout costs more than the drawing: once is enough for all kinds
+            figure.draw_without_rendering()
+            figure.set_layout_engine("none")
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return buffer.getvalue()
 

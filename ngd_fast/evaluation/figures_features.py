@@ -58,7 +58,9 @@ def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "t
             points = embed(prediction.features[rows], method=method, seed=seed)
             for c in np.unique(first.labels[rows]):
                 here = first.labels[rows] == c
-                style = {"s": 9, "lw": 0, "alpha": 0.75, "rasterized": True}
+                # rare classes over frequent ones, and larger, or they are lost among them
+                rare = here.mean() < 0.04
+                style = {"s": 22 if rare else 9, "lw": 0, "alpha": 0.75, "rasterized": True, "zorder": 3 - here.mean()}
                 axis.scatter(
                     *points[here].T, color=color_of(c), marker=MARKERS[c % len(MARKERS)], label=names[c], **style
                 )
@@ -99,7 +101,7 @@ def geometry_figure(
     """
     first = next(iter(predictions.values()))
     names = first.class_names
-    with new_figure(10.5, 3.4, 1, 2) as (figure, (left, right)):
+    with new_figure(10.5, 3.4, 1, 2) as (figure, ((left, right),)):
         for k, (label, prediction) in enumerate(predictions.items()):
             if prediction.features is None:
                 raise UserError(f"{label}: its predictions were saved without features, which class geometry needs")
@@ -116,7 +118,7 @@ def geometry_figure(
                 axis.axhline(bound, color="#D55E00", ls="--", lw=1)
                 axis.annotate(f"{text} {bound:g}", (len(names) - 0.5, bound), ha="right", va="bottom", fontsize=7)
             axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
-            axis.set(title=title, ylim=(0, None))
+            axis.set(title=title, ylim=(0, 1.08 * max(axis.dataLim.y1, bound or 0)))
             axis.grid(axis="x", visible=False)
         figure.legend(*left.get_legend_handles_labels(), loc="outside upper center", ncols=len(predictions))
     return figure

@@ -67,7 +67,8 @@ def switches_of(rows: Sequence[Mapping]) -> list[str]:
     """The switches that are known for every row and not the same in all of them."""
     if not all("switches" in row for row in rows):
         return []
-    names = list(dict.fromkeys(name for row in rows for name in row["switches"]))
+    found = {name for row in rows for name in row["switches"]}
+    names = [name for name in SWITCH_TITLES if name in found] + sorted(found - SWITCH_TITLES.keys())
     return [name for name in names if len({row["switches"].get(name) for row in rows}) > 1]
 
 

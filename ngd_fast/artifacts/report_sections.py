@@ -1,0 +1,336 @@
+"""The sections of the report, each as HTML; a section without anything to show is empty."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from html import escape
+from pathlib import Path
+
+import yaml
+
+from ngd_fast.artifacts import html
+from ngd_fast.artifacts.model_card import PROHIBITED, checklist
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.comparison import paired_difference, variant_samples
+from ngd_fast.evaluation.figure_style import render, save_figure
+from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
+from ngd_fast.evaluation.figures_features import distance_figure, embedding_figure, geometry_figure
+from ngd_fast.evaluation.figures_training import read_log, terms_figure, timeline_figure
+from ngd_fast.evaluation.latex import (
+    PROTOCOL_TITLES,
+    SWITCH_TITLES,
+    TITLES,
+    best_of,
+    columns_of,
+    p_value,
+    percent,
+    switches_of,
+)
+from ngd_fast.evaluation.results import Result
+from ngd_fast.evaluation.tables import ablation_table, xval_table
+
+
+@dataclass
+class Report:
+    """What the sections are made from."""
+
+    runs: dict[str, list[Result]]
+    """Validation results of each variant, one for each seed."""
+    others: list[Result]
+    """Evaluations on other datasets."""
+    viz: Path | None
+    embedding: str
+    seed: int
+    extra: Mapping[str, bytes] = field(default_factory=dict)
+
+    @property
+    def every(self) -> list[Result]:
+        return [r for group in self.runs.values() for r in group] + self.others
+
+    def shown(self) -> dict[str, Result]:
+        """One run for each variant: that of the first seed."""
+        return {variant: group[0] for variant, group in self.runs.items()}
+
+    def figure(self, name: str, drawn, caption: str) -> str:
+        """Save the figure as PDF, SVG and PNG where there is a folder for it, and embed it."""
+        if self.viz is not None:
+            save_figure(drawn, self.viz / name)
+        # at 96 pixels an inch a figure keeps the size of its letters
+        return html.figure(render(drawn, "svg"), "svg", caption, width=round(drawn.get_figwidth() * 96))
+
+
+def _cell(summary: Mapping, best: bool) -> str:
+    mark = "*" if best else ""
+    if "std" in summary:
+        return f"{mark}{percent(summary['mean'])} <small>± {percent(summary['std'])}</small>"
+    if "ci" in summary:
+        low, high = (percent(v, 1) for v in summary["ci"])
+        return f"{mark}{percent(summary['mean'])} <small>[{low}, {high}]</small>"
+    return mark + percent(summary["mean"])
+
+
+def _metrics_table(rows: Sequence[Mapping], caption: str, baseline: str | None = None) -> str:
+    names, switches = columns_of(rows), switches_of(rows)
+    paired = any("versus_baseline" in row for row in rows)
+    head = ["Variant", *(SWITCH_TITLES.get(s, s) for s in switches), "Seeds", *(f"{TITLES[n]} %" for n in names)]
+    head += [f"Macro-F1 vs {baseline}", "p"] if paired else []
+    lines = []
+    for row in rows:
+        cells = [f"<b>{escape(row['variant'])}</b>", *("●" if row["switches"].get(s) else "" for s in switches)]
+        cells.append(str(len(row["seeds"])))
+        cells += [_cell(row[n], len(rows) > 1 and row[n]["mean"] == best_of(rows, n)) for n in names]
+        if paired:
+            versus = row.get("versus_baseline", {}).get("macro_f1")
+            cells += [_difference(versus), escape(p_value(versus["p"]))] if versus else ["", ""]
+        lines.append(cells)
+    return html.table(head, lines, caption=caption)
+
+
+def _difference(versus: Mapping) -> str:
+    low, high = (f"{100 * v:+.1f}" for v in versus["ci"])
+    return f"{100 * versus['difference']:+.2f} <small>[{low}, {high}]</small>"
+
+
+def summary(report: Report) -> str:
+    if not report.runs:
+        return ""
+    results = [r for group in report.runs.values() for r in group]
+    datasets = sorted({r.dataset for r in results})
+    if len(datasets) > 1:
+        raise UserError(f"one report needs one validation set, the runs have {len(datasets)}: {', '.join(datasets)}")
+    made = ablation_table(results)
+    text = (
+        "<p>8-way metrics on the validation split, on which the best epoch was chosen. ± is the standard deviation "
+        "over seeds; brackets are 95 % intervals of a stratified bootstrap (1,000 resamples of the rows). Differences "
+        "are paired on the same resampled rows; p is two-sided and not corrected for several comparisons. Green: "
+        "best.</p>"
+    )
+    text += _metrics_table(made["rows"], f"{made['dataset']}, n = {made['n']}", made["baseline"])
+    return text + _pairwise(report)
+
+
+def _pairwise(report: Report) -> str:
+    """Every variant against every earlier one."""
+    names = list(report.runs)
+    if len(names) < 3 or any(r.predictions is None for group in report.runs.values() for r in group):
+        return ""
+    samples = {name: variant_samples([r.predictions for r in group]) for name, group in report.runs.items()}
+    rows = []
+    for j, name in enumerate(names):
+        cells = [f"<b>{escape(name)}</b>"]
+        for i, other in enumerate(names[:-1]):
+            if i >= j:
+                cells.append("")
+                continue
+            versus = paired_difference(samples[other], samples[name])["macro_f1"]
+            cells.append(f"{_difference(versus)} <small>p {escape(p_value(versus['p']))}</small>")
+        if j:
+            rows.append(cells)
+    table = html.table(["", *(f"minus {name}" for name in names[:-1])], rows, caption="Macro-F1, in percentage points")
+    return html.details("Every pair of variants", table)
+
+
+def training(report: Report) -> str:
+    logs = {}
+    for variant, group in report.runs.items():
+        found = [read_log(r.folder / "log.jsonl") for r in group if (r.folder / "log.jsonl").exists()]
+        if any(found):
+            logs[variant] = [epochs for epochs in found if epochs]
+    if not logs:
+        return ""
+    content = report.figure(
+        "timeline",
+        timeline_figure(logs),
+        "Training loss and validation metrics over epochs: thick lines are means over seeds, thin lines the seeds. The "
+        "shaded window is where the weight of D-Geo rises from 0 to its full value.",
+    )
+    terms = report.figure("terms", terms_figure(logs), "The terms of the objective, unweighted, over epochs.")
+    rows = []
+    for group in report.runs.values():
+        for r in group:
+            train = r.data.get("train", {})
+            rate, seconds = train.get("images_per_second"), train.get("seconds")
+            rows.append(
+                [
+                    escape(r.run),
+                    str(r.seed),
+                    str(r.data.get("best_epoch", "")),
+                    f"{rate:,.0f}" if rate else "",
+                    f"{seconds:,.0f}" if seconds else "",
+                ]
+            )
+    speed = html.table(["Run", "Seed", "Best epoch", "Images/s", "Seconds"], rows)
+    return content + terms + html.details("Runs: best epoch and speed", speed)
+
+
+def classes(report: Report) -> str:
+    shown = report.shown()
+    if not shown:
+        return ""
+    first = next(iter(shown.values()))
+    names = _class_names(first)
+    blocks = {variant: r.blocks["eight_way"] for variant, r in shown.items()}
+    content = report.figure(
+        "per_class",
+        per_class_figure(blocks, names),
+        f"F1 of each class on {first.dataset} with its 95 % bootstrap interval (first seed of each variant).",
+    )
+    ends = list(dict.fromkeys((next(iter(shown)), list(shown)[-1])))
+    figures = {v: _confusions(report, shown[v], names, f"confusion_{v}") for v in shown}
+    content += f'<div class="row">{"".join(figures[v] for v in ends)}</div>'
+    rest = "".join(figures[v] for v in shown if v not in ends)
+    if rest:
+        content += html.details("The other variants", f'<div class="row">{rest}</div>')
+    return content + html.details("Numbers", "".join(_per_class_table(shown[v]) for v in shown))
+
+
+def _class_names(result: Result) -> Sequence[str]:
+    if result.predictions is not None:
+        return result.predictions.class_names
+    block = result.blocks["eight_way"]
+    known = [*block["per_class"], *block.get("absent", [])]
+    if block.get("absent"):
+        # without the predictions the order of absent classes is not known, and a wrong axis is worse than none
+        raise UserError(f"{result.predictions_path}: missing, and {result.path} alone does not tell the classes' order")
+    return known
+
+
+def _confusions(report: Report, result: Result, names: Sequence[str], stem: str) -> str:
+    """8-way, and present-only where it differs."""
+    content = ""
+    absent = result.blocks["eight_way"].get("absent")
+    for protocol in PROTOCOL_TITLES if absent else ("eight_way",):
+        title = f"{result.variant} on {result.dataset}, {PROTOCOL_TITLES[protocol]}"
+        drawn = confusion_figure(result.blocks[protocol], names, title=title)
+        caption = f"Percent of the true class, and counts ({result.run})."
+        content += report.figure(stem if protocol == "eight_way" else f"{stem}_present", drawn, caption)
+    return content
+
+
+def _per_class_table(result: Result) -> str:
+    rows = []
+    for name, rates in result.blocks["eight_way"]["per_class"].items():
+        cells = [escape(name), str(rates["support"])]
+        for key in ("precision", "recall", "f1", "auroc"):
+            interval = rates.get("ci", {}).get(key)
+            text = percent(rates[key]) if key in rates else ""
+            if interval:
+                text += f" <small>[{percent(interval[0], 1)}, {percent(interval[1], 1)}]</small>"
+            cells.append(text)
+        rows.append(cells)
+    head = ["Class", "n", "Precision %", "Recall %", "F1 %", "AUROC %"]
+    return html.table(head, rows, caption=f"{result.run} on {result.dataset}, 8-way")
+
+
+def _with_predictions(report: Report, *, features: bool = False) -> dict:
+    """{variant: predictions of its first seed}, for the variants that kept them (and their features)."""
+    found = {variant: r.predictions for variant, r in report.shown().items() if r.predictions is not None}
+    return {v: p for v, p in found.items() if p.features is not None} if features else found
+
+
+def calibration(report: Report) -> str:
+    predictions = _with_predictions(report)
+    if not predictions:
+        return ""
+    caption = (
+        "Accuracy over confidence in 15 bins at temperature 1, and how many rows each bin holds (first seed). ECE is "
+        "the mean distance to the diagonal."
+    )
+    return report.figure("reliability", reliability_figure(predictions), caption)
+
+
+def geometry(report: Report) -> str:
+    predictions = _with_predictions(report, features=True)
+    if not predictions:
+        return ""
+    cap, margin = _geo_settings(report)
+    content = report.figure(
+        "geometry",
+        geometry_figure(predictions, var_cap=cap, margin=margin),
+        "Unit features of the validation rows (first seed): mean squared distance to the class mean, and distance of "
+        "each class mean to the nearest other one. D-Geo penalises variance above the cap (happiness and surprise) and "
+        "distances below the margin.",
+    )
+    distances = report.figure(
+        "class_distances", distance_figure(predictions), "Euclidean distances between class means, on one scale."
+    )
+    return content + html.details("All distances between class means", distances)
+
+
+def _geo_settings(report: Report) -> tuple[float | None, float | None]:
+    """Cap and margin of D-Geo, as in the configuration of the run that has it on."""
+    for result in report.shown().values():
+        path = result.folder / "config.yaml"
+        if not (result.fingerprint or {}).get("switches", {}).get("d_geo") or not path.exists():
+            continue
+        geo = ((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("objective") or {}).get("geo") or {}
+        return geo.get("var_cap"), geo.get("margin")
+    return None, None
+
+
+def features(report: Report) -> str:
+    predictions = _with_predictions(report, features=True)
+    if not predictions or report.embedding == "none":
+        return ""
+    name = {"tsne": "t-SNE", "umap": "UMAP"}[report.embedding]
+    caption = (
+        f"{name} of the penultimate features of the same validation rows (seed {report.seed}), coloured by true class. "
+        "Neighbourhoods can be read from it; distances between clusters and their sizes cannot."
+    )
+    drawn = embedding_figure(predictions, method=report.embedding, seed=report.seed)
+    return report.figure(report.embedding, drawn, caption)
+
+
+def prototypes(report: Report) -> str:
+    return "".join(html.figure(image, "png", caption, width=900) for caption, image in report.extra.items())
+
+
+def other_datasets(report: Report) -> str:
+    if not report.others:
+        return ""
+    content = (
+        "<p>8-way: every class can be predicted, absent ones have no part in the averages. Present-only: predictions "
+        "are restricted to the classes that the dataset has.</p>"
+    )
+    for block in xval_table(report.others)["blocks"]:
+        caption = f"{block['dataset']}, {PROTOCOL_TITLES[block['protocol']]}, n = {block['n']}"
+        if block["absent"]:
+            caption += f", without {', '.join(block['absent'])}"
+        content += _metrics_table(block["rows"], caption)
+    pictures = "".join(_confusions(report, r, _class_names(r), f"confusion_{r.folder.name}") for r in report.others)
+    return content + html.details("Confusion matrices", f'<div class="row">{pictures}</div>')
+
+
+def provenance(report: Report) -> str:
+    rows, tables = [], ""
+    for r in report.every:
+        fingerprint = r.fingerprint
+        if fingerprint is None:
+            continue
+        environment = fingerprint.get("environment", {})
+        device = ", ".join(environment.get("devices") or ["CPU"])
+        rows.append(
+            [
+                escape(r.run),
+                escape(f"ngd_fast {environment.get('ngd_fast', '?')}, torch {environment.get('torch', '?')}"),
+                escape(device),
+                f"<code>{escape((fingerprint.get('commit') or 'none')[:18])}</code>",
+            ]
+        )
+        sums = [
+            [escape(name), f"<code>{escape(entry['sha256'])}</code>"] for name, entry in fingerprint["files"].items()
+        ]
+        tables += html.table(["File", "SHA-256"], sums, caption=r.run)
+    if not rows:
+        return ""
+    text = "<p><code>ngd-fast verify</code> checks these sums and derives every metric and table again.</p>"
+    return text + html.table(["Run", "Software", "Device", "Commit"], rows) + html.details("Checksums", tables)
+
+
+def responsible_use(report: Report) -> str:
+    results = report.every
+    last = next(reversed(report.shown().values()), None)
+    fingerprint = (last.fingerprint if last else None) or {}
+    items = checklist(results, fingerprint, [r for group in report.runs.values() for r in group if r is not last])
+    lines = "".join(f'<li class="{"yes" if done else "no"}">{escape(item)}</li>' for done, item in items)
+    uses = "".join(f"<li>{escape(use)}</li>" for use in PROHIBITED)
+    return f'<ul class="check">{lines}</ul><h3>Prohibited</h3><ul>{uses}</ul>'
