@@ -26,7 +26,7 @@ class Topomaps:
     power     float32 [N, channels, bands], the band power (or given features) before normalisation
     valence   float32 [N] in [-1, 1]; NaN where the window has no label, and then arousal is NaN too
     arousal   float32 [N] in [-1, 1]
-    subject, trial, window   int64 [N]; window counts from 0 within its trial
+    subject, trial, window   int64 [N], the dataset's own numbers; window is the place within the trial
     bands, channels          unicode [bands], [channels]
     mask      bool [H, W], True inside the head
     meta      where all of it came from: a mapping that JSON can hold

@@ -22,7 +22,10 @@ from pydantic import Field
 from ngd_fast.config import Config
 from ngd_fast.errors import UserError
 
-HEAD_RADIUS = 0.095  # metres; MNE's head where no digitised head shape is given
+# Metres. MNE's own default is 0.095, but it widens the picture to the outermost sensor, so that caps that differ are
+# drawn at different scales. All electrodes of the 10-20 system fit into this radius: an electrode then lies on the same
+# pixel whatever the cap, as it must for one teacher to see DREAMER (14 channels) and MAHNOB-HCI (32).
+HEAD_RADIUS = 0.106
 
 # Names of the first international 10-20 system for electrodes that some devices still use.
 _OLD_NAMES = {"t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}

@@ -154,8 +154,19 @@ def test_what_cannot_be_interpolated_is_said(channels, config, message):
         make_operator(channels, TopomapConfig(**config))
 
 
-def test_operator_reaches_sensors_outside_the_head():
-    # standard_1020 has electrodes at a radius of .104 m, beyond the default head of .095 m.
-    positions = project(channel_positions(GENEVA, "standard_1020"))
+def test_caps_share_one_frame():
+    """The same electrode lies on the same pixel for 14 and for 32 channels: one teacher sees both."""
+    peaks = []
+    for channels in (EMOTIV, GENEVA):
+        operator = make_operator(channels, TopomapConfig(method="linear", resolution=64))
+        one = np.array([float(c == "F4") for c in channels])
+        peaks.append(np.unravel_index(np.argmax(operator.render(one)), (64, 64)))
+        assert operator.mask.mean() > 0.7
+    assert peaks[0] == peaks[1]
+
+
+def test_sensors_outside_a_small_head_widen_the_picture_as_in_mne():
+    small = TopomapConfig(sphere=SPHERES[0])
+    positions = project(channel_positions(GENEVA, "standard_1020"), small.sphere)
     assert np.linalg.norm(positions, axis=1).max() > 0.1
-    assert operator_from_positions(positions, TopomapConfig()).mask.mean() > 0.7
+    assert operator_from_positions(positions, small).mask.mean() > 0.7
