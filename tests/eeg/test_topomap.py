@@ -159,10 +159,10 @@ def test_caps_share_one_frame():
     peaks = []
     for channels in (EMOTIV, GENEVA):
         operator = make_operator(channels, TopomapConfig(method="linear", resolution=64))
-        one = np.array([float(c == "F4") for c in channels])
+        one = np.array([float(c == "F8") for c in channels])
         peaks.append(np.unravel_index(np.argmax(operator.render(one)), (64, 64)))
         assert operator.mask.mean() > 0.7
-    assert peaks[0] == peaks[1]
+    assert np.abs(np.subtract(*peaks)).max() <= 1
 
 
 def test_sensors_outside_a_small_head_widen_the_picture_as_in_mne():
