@@ -23,7 +23,7 @@ from ngd_fast.config import Config
 from ngd_fast.errors import UserError
 
 # Metres. MNE's own default is 0.095, but it widens the picture to the outermost sensor, so that caps that differ are
-# drawn at different scales. All electrodes of the 10-20 system fit into this radius: an electrode then lies on the same
+# drawn at different scales. All scalp electrodes of the 10-20 system fit into this radius: one then lies on the same
 # pixel whatever the cap, as it must for one teacher to see DREAMER (14 channels) and MAHNOB-HCI (32).
 HEAD_RADIUS = 0.106
 
