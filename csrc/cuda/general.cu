@@ -86,9 +86,8 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
 
   const A* vector = nullptr;
   if (args.labels) {
-    int c = class_of(args.labels[row], args.classes);
+    int c = label_class(args.labels[row], args.classes, flags);
     if (c >= 0) vector = w.class_gradient + int64_t(c) * dim;
-    if (c < 0 && args.labels[row] != kNoLabel && args.labels[row] != kIgnoreIndex) flags |= kBadLabel;
   }
   if (!args.grad_features.data) return;
   for (int d = lane; vector && d < dim; d += 32) along += vector[d] * at(d) * inverse;
@@ -107,8 +106,8 @@ __global__ void __launch_bounds__(kThreads) rows_general(const __grid_constant__
   int warp = int(threadIdx.x / 32), flags = 0;
   A* slopes = scratch + 3 * (kThreads / 32) + warp * args.prototype_count;
   wait_for_previous_kernel();
-  Scales<A> scales(args, [&](int c) { return w.target_counts[c]; });
-  RowTerms<A> terms;
+  RowScales<A> scales = row_scales<A>(args, [&](int c) { return w.target_counts[c]; });
+  RowTerms<A> terms{};
   int64_t stride = int64_t(gridDim.x) * (kThreads / 32);
   if (args.features.data)
     for (int64_t row = int64_t(blockIdx.x) * (kThreads / 32) + warp; row < args.rows; row += stride) {
@@ -117,7 +116,7 @@ __global__ void __launch_bounds__(kThreads) rows_general(const __grid_constant__
     }
   if (args.logits.data)
     for (int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x; row < args.rows; row += int64_t(gridDim.x) * kThreads)
-      logits_row<A, 0>(args, row, scales, terms, flags);
+      logits_row<A>(args, row, scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
   A var = 0, margin = 0;
   for (int c = 0; args.labels && c < args.classes; ++c) {
@@ -150,12 +149,14 @@ cudaError_t launch_general(const ObjectiveArgs& args, cudaStream_t stream) {
   }
 }
 
-size_t objective_workspace(const ObjectiveArgs& args) {
+size_t geo_sums_workspace(const ObjectiveArgs& args) {
   size_t bytes = 0;
   if (args.terms.type == Type::kFloat64) workspace<double>(args, &bytes);
   else workspace<float>(args, &bytes);
   return bytes;
 }
+
+size_t objective_workspace(const ObjectiveArgs& args) { return small_cluster(args) ? 0 : geo_sums_workspace(args); }
 
 cudaError_t launch_objective(const ObjectiveArgs& args, cudaStream_t stream) {
   if (int cluster = small_cluster(args)) return launch_small(args, cluster, stream);

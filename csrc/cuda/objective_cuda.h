@@ -57,14 +57,15 @@ struct ObjectiveArgs {
   void* workspace = nullptr;
 };
 
-// Bytes of args.workspace for these sizes and this type of terms.
+// Bytes of args.workspace; 0 where one launch does it all. Reads everything of args but workspace.
 size_t objective_workspace(const ObjectiveArgs& args);
 
 // Values and gradients of the objective. rows >= 1.
 cudaError_t launch_objective(const ObjectiveArgs& args, cudaStream_t stream);
 
-// [C, D+2]: per class the sum of the normalised rows, their number, the sum of their squared norms. Uses of args: rows, dim,
-// classes, features, labels, terms (the output, float32 or float64), workspace (objective_workspace bytes of the same args).
+// [C, D+2]: per class the sum of the normalised rows, their number, the sum of their squared norms. Reads of args: rows, dim,
+// classes, features, labels, terms (the output, float32 or float64) and workspace.
+size_t geo_sums_workspace(const ObjectiveArgs& args);
 cudaError_t launch_geo_sums(const ObjectiveArgs& args, cudaStream_t stream);
 
 // tensor[i] *= *factor, in place; returns at once on the device where *factor is 1.

@@ -46,23 +46,13 @@ __device__ void class_vectors(const ObjectiveArgs& args, const Workspace<float>&
 }
 
 __device__ void finish_rows(const ObjectiveArgs& args, const Workspace<float>& w, const GeoShared& geo,
-                            const Scales<float>& scales, const RowTerms<float>& terms, int flags, float* scratch) {
-  if (flags) atomicOr(w.flags, flags);
+                            const RowScales<float>& scales, const RowTerms<float>& terms, float* scratch) {
   float var = 0, margin = 0;
   for (int c = 0; args.labels && c < args.classes; ++c) {
     var += geo.var[c];
     margin += geo.margin[c];
   }
   finish(args, w, scales, terms, var, margin, scratch);
-}
-
-// The row's class for D-Geo, -1 where it has none; sets a flag for a label out of range.
-__device__ __forceinline__ int row_label(const ObjectiveArgs& args, int64_t row, int& flags) {
-  if (!args.labels) return -1;
-  int64_t label = args.labels[row];
-  int c = class_of(label, args.classes);
-  if (c < 0 && label != kNoLabel && label != kIgnoreIndex) flags |= kBadLabel;
-  return c;
 }
 
 // ---- float32 ----------------------------------------------------------------------------------------------------
@@ -81,8 +71,8 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   Ffma<T> ffma(args, s.chunk);
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return slot_column(i); });
-  Scales<float> scales(args, [&](int c) { return w.target_counts[c]; });
-  RowTerms<float> terms;
+  RowScales<float> scales = row_scales<float>(args, [&](int c) { return w.target_counts[c]; });
+  RowTerms<float> terms{};
   int64_t chunks = (args.rows + kChunk - 1) / kChunk;
   for (int64_t i = blockIdx.x; i < chunks; i += gridDim.x) {
     int64_t base = (chunks - 1 - i) * kChunk, row = base + warp;
@@ -90,7 +80,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
     float scale = 0, square;
     if (warp < count) {
       scale = Ffma<T>::normalize(args, row, s.f[warp], &square);
-      label = row_label(args, row, flags);
+      if (args.labels) label = label_class(args.labels[row], args.classes, flags);
     }
     __syncthreads();
     ffma.chunk(args, base, count, s.f[0], s.gradient[0], terms);
@@ -100,8 +90,9 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   }
   if (args.logits.data)
     for (int64_t row = int64_t(blockIdx.x) * kFfmaThreads + threadIdx.x; row < args.rows; row += int64_t(gridDim.x) * kFfmaThreads)
-      logits_row<float, kClasses>(args, row, scales, terms, flags);
-  finish_rows(args, w, s.geo, scales, terms, flags, s.scratch);
+      logits_row<float>(args, row, scales, terms, flags);
+  if (flags) atomicOr(w.flags, flags);
+  finish_rows(args, w, s.geo, scales, terms, s.scratch);
 }
 
 // ---- bfloat16, float16 ------------------------------------------------------------------------------------------
@@ -120,7 +111,8 @@ struct MmaShared {
   GeoShared geo;
   float class_scale[kClasses];  // the class vectors are stored divided by their largest element
   float prior[kPrototypes], log_prior[kPrototypes];
-  Scales<float> scales;  // here, not in registers: these are all taken
+  RowScales<float> scales;  // here, and each thread's sums too: the registers are all taken
+  RowTerms<float> terms[kMmaThreads];
   float scratch[3 * kMmaThreads / 32];
 };
 
@@ -240,23 +232,24 @@ template <typename T>
 __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant__ ObjectiveArgs args) {
   auto& s = *reinterpret_cast<MmaShared*>(shared_memory());
   Workspace<float> w = workspace<float>(args);
-  int lane = int(threadIdx.x % 32), g = lane / 4, t = lane % 4, flags = 0;
+  int lane = int(threadIdx.x % 32), g = lane / 4, t = lane % 4;
   place_prototypes<T>(args, s);
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return i; });
   place_class_vectors<T>(args, s);
-  if (threadIdx.x == 0) s.scales = Scales<float>(args, [&](int c) { return w.target_counts[c]; });
-  RowTerms<float> terms;
+  if (threadIdx.x == 0) s.scales = row_scales<float>(args, [&](int c) { return w.target_counts[c]; });
+  s.terms[threadIdx.x] = RowTerms<float>{};
   __syncthreads();
 
   const T* features = static_cast<const T*>(args.features.data);
-  float proto_slope = float(args.proto_weight / (args.proto_temperature * double(args.rows)));
   int tiles = int((args.rows + kMmaRows - 1) / kMmaRows), warps = int(gridDim.x) * (kMmaThreads / 32);
   for (int own = tiles - 1 - int(threadIdx.x / 32 * gridDim.x + blockIdx.x); own >= 0; own -= warps) {
     int64_t base = int64_t(own) * kMmaRows;
+    int flags = 0;
+    RowTerms<float> terms{};
     // Before the features are loaded: both at once would not fit the registers.
     if (args.logits.data && lane < kMmaRows && base + lane < args.rows)
-      logits_row<float, kClasses>(args, base + lane, s.scales, terms, flags);
+      logits_row<float>(args, base + lane, s.scales, terms, flags);
     uint4 x[2][kJ];
     int label[2];
 #pragma unroll
@@ -265,8 +258,9 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
 #pragma unroll
       for (int j = 0; j < kJ; ++j)
         x[h][j] = row < args.rows ? *reinterpret_cast<const uint4*>(features + row * kDim + 32 * j + 8 * t) : make_uint4(0, 0, 0, 0);
-      label[h] = row < args.rows ? row_label(args, row, flags) : -1;
+      label[h] = args.labels && row < args.rows ? label_class(args.labels[row], args.classes, flags) : -1;
     }
+    if (flags) atomicOr(w.flags, flags);
 
     float inverse[2], product[5][4] = {};
 #pragma unroll
@@ -306,7 +300,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       for (int k = 0; k < 8; ++k) v[k] = product[k / 2][2 * h + k % 2];
       int64_t row = base + g + 8 * h;
       along[h] = 0;
-      if (args.prototype_count) along[h] = proto_slope * proto_row(args, s, row, row < args.rows, inverse[h], v, terms);
+      if (args.prototype_count) along[h] = s.scales.proto_grad * proto_row(args, s, row, row < args.rows, inverse[h], v, terms);
 #pragma unroll
       for (int k = 0; k < 4; ++k) slope[h][k] = args.prototype_count ? pack<T>(v[2 * k], v[2 * k + 1]) : 0u;
       bool low = label[h] == 2 * t, high = label[h] == 2 * t + 1;
@@ -315,7 +309,11 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       along[h] += class_scale[h] * inverse[h] * warp_sum<4>(towards);
       one_hot[h] = pack<T>(low ? 1.0f : 0.0f, high ? 1.0f : 0.0f);
     }
+    s.terms[threadIdx.x].ce += terms.ce;
+    s.terms[threadIdx.x].kd += terms.kd;
+    s.terms[threadIdx.x].proto += terms.proto;
     if (!args.grad_features.data) continue;
+    float proto_slope = s.scales.proto_grad;
 
 #pragma unroll
     for (int j = 0; j < kJ; ++j) {
@@ -348,7 +346,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       }
     }
   }
-  finish_rows(args, w, s.geo, s.scales, terms, flags, s.scratch);
+  finish_rows(args, w, s.geo, s.scales, s.terms[threadIdx.x], s.scratch);
 }
 
 template <typename... P>

@@ -54,17 +54,17 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
   Ffma<T> ffma(args, s.chunk);
   if (thread < kClasses) s.label_count[thread] = s.target_count[thread] = 0;
   if (thread == 0) s.own_flags = 0;
+  __syncthreads();
   if (thread < rows) {
-    s.label[thread] = args.labels ? class_of(args.labels[first + thread], args.classes) : -1;
-    if (args.labels && s.label[thread] < 0 && args.labels[first + thread] != kNoLabel &&
-        args.labels[first + thread] != kIgnoreIndex)
-      s.own_flags = kBadLabel;
+    int flags = 0;
+    s.label[thread] = args.labels ? label_class(args.labels[first + thread], args.classes, flags) : -1;
+    if (flags) s.own_flags = flags;  // only ever kBadLabel
   }
   __syncthreads();
   if (args.target) count_classes(args.target, args.rows, args.classes, s.target_count);
   if (args.labels) count_classes(args.labels, args.rows, args.classes, s.label_count);
 
-  RowTerms<float> terms;
+  RowTerms<float> terms{};
   float sums[kClasses] = {};
   for (int base = 0; base < rows; base += kChunk) {
     int count = rows - base < kChunk ? rows - base : kChunk;
@@ -93,10 +93,10 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
   }
   cluster_arrive();  // a barrier of this block too: between here and the wait, work that needs no other block
   __syncthreads();
-  Scales<float> scales(args, [&](int c) { return s.target_count[c]; });
+  RowScales<float> scales = row_scales<float>(args, [&](int c) { return s.target_count[c]; });
   if (args.logits.data && thread < rows) {
     int flags = 0;
-    logits_row<float, kClasses>(args, first + thread, scales, terms, flags);
+    logits_row<float>(args, first + thread, scales, terms, flags);
     if (flags) atomicOr(&s.own_flags, flags);
   }
   RowTerms<float> own = block_sum(terms, s.scratch);
@@ -151,7 +151,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
       Ffma<T>::store_gradient(args, first + r, f + r * kDim, gradient + r * kDim,
                               s.label[r] < 0 ? nullptr : s.gradient[s.label[r]], s.scale[r]);
   if (rank == 0 && thread == 0) {
-    RowTerms<float> all;
+    RowTerms<float> all{};
     float var = 0, margin = 0;
     int flags = 0;
     for (int i = 0; i < size; ++i) {
@@ -164,7 +164,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
       var += s.geo[c][0];
       margin += s.geo[c][1];
     }
-    write_terms(args, all, scales, var, margin, flags);
+    write_output(args, all, scales, var, margin, flags);
   }
 #endif
 }

@@ -1,15 +1,14 @@
-// The device memory that the kernels of one call share, and the pieces of the mathematics that all of them use.
+// The device memory that the kernels of one call share, how its numbers are read, and the stages' launch functions.
 #pragma once
+#include <cmath>
+
 #include "device.cuh"
+#include "objective.h"
 #include "objective_cuda.h"
 
 namespace ngd_fast {
 
 constexpr int kDim = 256, kClasses = 8, kPrototypes = 32;  // the fast shapes: D, and the most C and K
-constexpr double kNormEps = 1e-12;  // a row whose norm is not above this counts as zero: f = 0, gradient 0
-constexpr int64_t kIgnoreIndex = -100, kNoLabel = -1;
-enum Flags : int { kBadLabel = 1, kBadTarget = 2, kNotFinite = 4 };
-
 // Sums over rows as 64-bit integers. |sum| <= rows, so this many fractional bits cannot overflow (two bits to spare).
 __host__ __device__ inline int fraction_bits(int64_t rows) {
   int bits = 0;
@@ -62,15 +61,14 @@ __device__ __forceinline__ A element(Tensor t, int64_t i) {
   }
 }
 
-// 1 / norm from the squared norm; 0 where the row counts as zero.
 template <typename A>
-__device__ __forceinline__ A inverse_norm(A square) {
-  return square <= A(kNormEps * kNormEps) ? A(0) : A(1) / sqrt(square);
-}
-
-// A label or target as a class; -1 for anything outside [0, C).
-__device__ __forceinline__ int class_of(int64_t value, int classes) {
-  return value >= 0 && value < classes ? int(value) : -1;
+__device__ __forceinline__ void set_element(Tensor t, int64_t i, A value) {
+  switch (t.type) {
+    case Type::kFloat16: static_cast<__half*>(t.data)[i] = Convert<__half, A>::narrow(value); break;
+    case Type::kBFloat16: static_cast<__nv_bfloat16*>(t.data)[i] = Convert<__nv_bfloat16, A>::narrow(value); break;
+    case Type::kFloat64: static_cast<double*>(t.data)[i] = double(value); break;
+    default: static_cast<float*>(t.data)[i] = float(value);
+  }
 }
 
 // Blocks of a launch that fills the device once with kernels of this many blocks a multiprocessor.

@@ -64,7 +64,8 @@ class Emulator:
 
     def __init__(self, library):
         self.library = library
-        library.args_size.restype = library.workspace_size.restype = ctypes.c_size_t
+        for function in (library.args_size, library.objective_workspace, library.geo_sums_workspace):
+            function.restype = ctypes.c_size_t
         assert library.args_size() == ctypes.sizeof(Args)
         self.machine()
 
@@ -118,7 +119,7 @@ class Emulator:
             grad_features=describe(grads[0] and grads[0].tensor),
             grad_logits=describe(grads[1] and grads[1].tensor),
         )
-        self._run(self.library.objective, args)
+        self._run("objective", args)
         return terms.check(), *(None if grad is None else grad.check() for grad in grads)
 
     def geo_sums(self, features, labels, num_classes):
@@ -132,17 +133,17 @@ class Emulator:
             labels=labels.data_ptr(),
             terms=describe(out.tensor),
         )
-        self._run(self.library.geo_sums, args)
+        self._run("geo_sums", args)
         return out.check()
 
     def scale(self, tensor, factor):
         target, by = describe(tensor), describe(factor)
         assert self.library.scale(ctypes.byref(target), ctypes.c_int64(tensor.numel()), ctypes.byref(by)) == 0
 
-    def _run(self, function, args):
-        workspace = Guarded((self.library.workspace_size(ctypes.byref(args)),), torch.uint8)
+    def _run(self, name, args):
+        workspace = Guarded((getattr(self.library, f"{name}_workspace")(ctypes.byref(args)),), torch.uint8)
         args.workspace = workspace.tensor.data_ptr()
-        assert function(ctypes.byref(args)) == 0, "the launch was refused"
+        assert getattr(self.library, name)(ctypes.byref(args)) == 0, "the launch was refused"
         workspace.check()
 
 

@@ -3,7 +3,8 @@
 
 extern "C" {
 size_t args_size() { return sizeof(ngd_fast::ObjectiveArgs); }
-size_t workspace_size(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::objective_workspace(*args); }
+size_t objective_workspace(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::objective_workspace(*args); }
+size_t geo_sums_workspace(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::geo_sums_workspace(*args); }
 int objective(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::launch_objective(*args, nullptr); }
 int geo_sums(const ngd_fast::ObjectiveArgs* args) { return ngd_fast::launch_geo_sums(*args, nullptr); }
 int scale(const ngd_fast::Tensor* tensor, int64_t count, const ngd_fast::Tensor* factor) {
