@@ -156,9 +156,9 @@ class TrainConfig(Config):
     """Largest L2 norm of the whole gradient."""
     precision: Literal["fp32", "bf16", "fp16"] = "bf16"
     channels_last: bool = True
-    compile: Literal["auto", "on", "off"] = "auto"
+    compile: Literal["auto"] | bool = "auto"
     """torch.compile of the backbone; auto: on a GPU."""
-    cuda_graph: Literal["auto", "on", "off"] = "auto"
+    cuda_graph: Literal["auto"] | bool = "auto"
     """The whole step as one CUDA graph; auto: on a GPU that trains alone."""
     deterministic: bool = True
     """Only cuDNN algorithms that give the same bits each time, chosen without timing them."""

@@ -252,9 +252,9 @@ def _on(name: str, config: StudentConfig, device: torch.device, *, alone: bool =
     wish = getattr(config.train, name)
     if wish == "auto":
         return device.type == "cuda" and alone
-    if wish == "on" and name == "cuda_graph" and (device.type != "cuda" or not alone):
-        raise UserError("train.cuda_graph=on needs a GPU and a single rank; use auto")
-    return wish == "on"
+    if wish and name == "cuda_graph" and (device.type != "cuda" or not alone):
+        raise UserError("train.cuda_graph=true needs a GPU and a single rank; use auto")
+    return wish
 
 
 def _set_determinism(config: StudentConfig, device: torch.device) -> None:

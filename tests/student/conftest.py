@@ -1,11 +1,18 @@
 """Small faces, a bank and a configuration that trains in a second."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
 
+from ngd_fast.faces.feeds import Batch
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.config import StudentConfig, load_student_config
+from ngd_fast.student.networks import build_student
+from ngd_fast.student.run import train_student
+from ngd_fast.student.schedule import schedule_table
+from ngd_fast.student.step import StudentStep
 from ngd_fast.synthetic.faces import make_faces
 
 
@@ -48,17 +55,54 @@ SMALL = (
 )
 
 
-def small_config(files: dict[str, str], name: str = "B0", *overrides: str) -> StudentConfig:
-    """The packaged configuration ``name`` shrunk to two epochs of six steps."""
+@pytest.fixture(scope="session")
+def small_config(files) -> Callable[..., StudentConfig]:
+    """(name, *overrides) -> that packaged configuration, shrunk to two epochs of six steps."""
     paths = (f"data.train={files['train']}", f"data.valid={files['valid']}", f"objective.proto.bank={files['bank']}")
-    return load_student_config(name, [*SMALL, *paths, *overrides])
+
+    def load(name: str = "B0", *overrides: str) -> StudentConfig:
+        return load_student_config(name, [*SMALL, *paths, *overrides])
+
+    return load
 
 
 @pytest.fixture(scope="session")
-def teacher(files, tmp_path_factory) -> str:
+def teacher(small_config, tmp_path_factory) -> str:
     """The run folder of a small vision teacher."""
-    from ngd_fast.student.run import train_student
-
     folder = tmp_path_factory.mktemp("runs") / "teacher"
-    train_student(small_config(files, "teacher", "model.arch=resnet18-w4", "train.epochs=1"), folder)
+    train_student(small_config("teacher", "model.arch=resnet18-w4", "train.epochs=1"), folder)
     return str(folder)
+
+
+@pytest.fixture
+def make_step(small_config, files) -> Callable[..., tuple[StudentStep, PrototypeBank]]:
+    """(name, *overrides) -> a step of that configuration whose weights come from its seed, and its bank."""
+    bank = PrototypeBank.load(files["bank"])
+
+    def make(name: str, *overrides: str, device: torch.device = torch.device("cpu")):  # noqa: B008
+        config = small_config(name, *overrides)
+        torch.manual_seed(config.seed)
+        student = build_student(config.model.arch).to(device, memory_format=torch.channels_last)
+        table = schedule_table(config, steps_per_epoch=6)
+        counts = [40, 20, 10, 9, 8, 3, 4, 2]
+        return StudentStep(student, config, schedule=table, class_counts=counts, bank=bank, device=device), bank
+
+    return make
+
+
+@pytest.fixture
+def make_batches() -> Callable[..., list[Batch]]:
+    """(count, size) -> batches of noise with labels and distributions, always the same."""
+
+    def make(count: int, size: int, device: torch.device = torch.device("cpu")) -> list[Batch]:  # noqa: B008
+        generator = torch.Generator().manual_seed(5)
+        batches = []
+        for _ in range(count):
+            images = torch.randn(size, 3, 24, 24, generator=generator)
+            dist = torch.rand(size, 8, generator=generator).softmax(1)
+            labels = torch.randint(8, (size,), generator=generator)
+            batch = Batch(images.contiguous(memory_format=torch.channels_last), dist, labels, torch.arange(size))
+            batches.append(Batch(*(tensor.to(device) for tensor in vars(batch).values())))
+        return batches
+
+    return make

@@ -57,6 +57,11 @@ def test_wrong_values_are_named():
         load_student_config("B3", ["objective.geo.positive_classes=[joy]"])
 
 
+def test_switches_take_yamls_on_and_off():
+    values = [load_student_config("B0", [f"train.compile={text}"]).train.compile for text in ("on", "off", "auto")]
+    assert values == [True, False, "auto"]
+
+
 def test_unknown_config_lists_the_packaged_ones():
     with pytest.raises(UserError, match="B0, B1, B2, B3"):
         load_student_config("B7")
