@@ -60,6 +60,7 @@ def draw_centers(path: str | Path, bank: PrototypeBank) -> None:
     tones = colors.cmap((valence + 1) / 2)
     faces = np.where(bank.empty[:, None], [1.0, 1.0, 1.0, 1.0], tones)
     left.scatter(place[:, 0], place[:, 1], s=sizes, facecolors=faces, edgecolors=tones, linewidths=1.2, zorder=2)
+    left.locator_params(nbins=5)
     left.set(xlabel="first principal axis", ylabel="second principal axis", title="Prototypes")
     image = right.imshow(cosine_matrix(bank), cmap="RdBu_r", vmin=-1, vmax=1)
     ticks = np.arange(grid) * grid + (grid - 1) / 2

@@ -7,7 +7,7 @@ import numpy as np
 
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.teacher.config import TeacherConfig
-from ngd_fast.teacher.inputs import standardize_power
+from ngd_fast.teacher.inputs import prepare_power
 from ngd_fast.teacher.metrics import evaluate_va
 
 BASELINES = ("mean", "ridge", "extra_trees")
@@ -18,8 +18,8 @@ def predict_baselines(
 ) -> dict[str, np.ndarray]:
     """Predictions [n, 2] of each baseline for the labelled windows of subjects ``test``, learnt from ``train``.
 
-    ``maps.power``, standardised as the teacher's maps are (config.input.standardize), [N, channels * bands]. Ridge
-    takes its penalty by leave-one-out over the training windows from 1 to 1e5.
+    They see ``maps.power`` [N, channels * bands], prepared as the teacher's maps are (config.input). Ridge takes its
+    penalty, from 1 to 1e5, by leave-one-out over the training windows.
     """
     from sklearn.dummy import DummyRegressor
     from sklearn.ensemble import ExtraTreesRegressor
@@ -27,7 +27,7 @@ def predict_baselines(
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    power = standardize_power(maps, config.input)
+    power = prepare_power(maps, config.input)
     target = np.stack([maps.valence, maps.arousal], axis=1).astype(np.float64)
     fit = maps.labelled & np.isin(maps.subject, train)
     wanted = maps.labelled & np.isin(maps.subject, test)

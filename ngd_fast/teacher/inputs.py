@@ -19,43 +19,48 @@ def prepare_inputs(maps: Topomaps, config: InputConfig) -> np.ndarray:
         raise UserError("the file of topomaps holds no window")
     if height != width or height < 8 or height % 8:
         raise UserError(f"maps are {height}x{width}; the teacher takes square maps whose side is a multiple of 8")
-    images = _average_neighbours(maps, config.context) if config.context else maps.maps.copy()
+    images = _average_neighbours(maps, maps.maps, config.context)
     if config.standardize == "subject":
-        for subject in np.unique(maps.subject):
-            rows = np.flatnonzero(maps.subject == subject)
-            values = images[rows].astype(np.float64)
-            values -= values.mean(axis=0)
-            deviation = values.std(axis=0)
-            # A pixel that never varies (outside the head) carries nothing: 0, and not rounding dust blown up.
-            values *= np.where(deviation > 1e-6, 1 / np.maximum(deviation, 1e-6), 0)
-            images[rows] = values
+        _standardize_subjects(maps, images)
     return images
 
 
-def standardize_power(maps: Topomaps, config: InputConfig) -> np.ndarray:
-    """Band power as features of the baselines, float64 [N, channels * bands], standardised as the maps are."""
-    power = maps.power.reshape(len(maps), -1).astype(np.float64)
+def prepare_power(maps: Topomaps, config: InputConfig) -> np.ndarray:
+    """Band power prepared as the maps are, for the baselines, float32 [N, channels * bands]."""
+    power = _average_neighbours(maps, maps.power, config.context)
     if config.standardize == "subject":
-        for subject in np.unique(maps.subject):
-            rows = maps.subject == subject
-            deviation = power[rows].std(axis=0)
-            power[rows] = (power[rows] - power[rows].mean(axis=0)) / np.where(deviation > 1e-9, deviation, 1)
-    return power
+        _standardize_subjects(maps, power)
+    return power.reshape(len(maps), -1)
 
 
-def _average_neighbours(maps: Topomaps, context: int) -> np.ndarray:
-    """Mean of each window's map and up to ``context`` windows on either side of it in the same trial."""
-    images = np.empty_like(maps.maps)
+def _standardize_subjects(maps: Topomaps, values: np.ndarray) -> None:
+    """In place: each number of a window to zero mean and unit deviation over its subject's windows."""
+    for subject in np.unique(maps.subject):
+        rows = np.flatnonzero(maps.subject == subject)
+        own = values[rows].astype(np.float64)
+        dust = max(1e-6 * np.abs(own).max(), np.finfo(np.float64).tiny)
+        own -= own.mean(axis=0)
+        deviation = own.std(axis=0)
+        # What never varies (a pixel outside the head) carries nothing: 0, and not its rounding blown up.
+        values[rows] = own * np.where(deviation > dust, 1 / np.maximum(deviation, dust), 0)
+
+
+def _average_neighbours(maps: Topomaps, values: np.ndarray, context: int) -> np.ndarray:
+    """Mean over each window and up to ``context`` windows on either side of it in the same trial, [N, ...]; a copy."""
+    if not context:
+        return values.copy()
+    result = np.empty_like(values)
     trials = np.stack([maps.subject, maps.trial], axis=1)
     order = np.lexsort((maps.window, maps.trial, maps.subject))
     starts = np.flatnonzero(np.any(np.diff(trials[order], axis=0), axis=1)) + 1
     for rows in np.split(order, starts):
-        sums = np.cumsum(maps.maps[rows], axis=0, dtype=np.float64)
+        sums = np.cumsum(values[rows], axis=0, dtype=np.float64)
         sums = np.concatenate([np.zeros_like(sums[:1]), sums])
         low = np.maximum(np.arange(len(rows)) - context, 0)
         high = np.minimum(np.arange(len(rows)) + context + 1, len(rows))
-        images[rows] = (sums[high] - sums[low]) / (high - low)[:, None, None, None]
-    return images
+        size = (high - low).reshape(-1, *[1] * (values.ndim - 1))
+        result[rows] = (sums[high] - sums[low]) / size
+    return result
 
 
 @torch.inference_mode()

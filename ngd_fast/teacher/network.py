@@ -17,6 +17,8 @@ from ngd_fast.teacher.config import NetworkConfig
 
 EMBEDDING_DIM = 256
 _METADATA_KEY = "ngd_fast"
+# What a file must say beside the network: how its input is prepared, and what it was trained on.
+_REQUIRED = ("band_names", "input", "maps_sha256", "train_subjects", "validation_subjects")
 WEIGHTS_NAME = "teacher_best.safetensors"
 
 
@@ -100,7 +102,7 @@ class Teacher(nn.Module):
     @torch.no_grad()
     def set_input_statistics(self, maps: torch.Tensor) -> None:
         """Mean and 1/deviation of each pixel over ``maps`` [N, bands, R, R]; pixels that never vary count as 0."""
-        deviation, mean = torch.std_mean(maps.double(), dim=0, correction=0)
+        deviation, mean = torch.std_mean(maps, dim=0, correction=0)
         self.input_mean.copy_(mean)
         self.input_scale.copy_(torch.where(deviation > 1e-6, 1 / deviation.clamp_min(1e-6), 0))
 
@@ -121,7 +123,13 @@ class Teacher(nn.Module):
 
 
 def save_teacher(path: str | Path, teacher: Teacher, meta: dict[str, Any]) -> None:
-    """Write weights and metadata as safetensors; equal content gives equal bytes."""
+    """Write weights and metadata as safetensors; equal content gives equal bytes.
+
+    ``meta`` must hold band_names, input (an InputConfig as a dict), maps_sha256, train_subjects, validation_subjects.
+    """
+    missing = [key for key in _REQUIRED if key not in meta]
+    if missing:
+        raise ValueError(f"meta: lacks {', '.join(missing)}")
     full = {
         **meta,
         "arch": teacher.config.arch,
@@ -152,7 +160,7 @@ def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tup
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
     except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
-    if not isinstance(meta, dict) or not {"network", "bands", "resolution"} <= meta.keys():
+    if not isinstance(meta, dict) or not {"network", "bands", "resolution", *_REQUIRED} <= meta.keys():
         raise UserError(f"{path}: not a teacher of ngd-fast (no such metadata)")
     config = build_config(NetworkConfig, meta["network"], source=str(path))
     try:

@@ -54,6 +54,8 @@ def run_training(
         fraction=chosen.validation_fraction,
         seed=chosen.seed,
     )
+    for old in (out / "viz").glob("*.png"):
+        old.unlink()  # of an earlier run into this folder
     with EpochLog(out) as log:
         result = train_teacher(maps, split, config, support=support, device=device, on_epoch=log)
     meta = {

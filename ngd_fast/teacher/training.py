@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ngd_fast.console import progress
 from ngd_fast.eeg.manifest import Topomaps
@@ -39,7 +40,8 @@ def deterministic() -> Iterator[None]:
     state = torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark
     torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
     try:
-        with torch.random.fork_rng():
+        # The fused attention kernels add up gradients in any order on CUDA.
+        with torch.random.fork_rng(), sdpa_kernel(SDPBackend.MATH):
             yield
     finally:
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = state

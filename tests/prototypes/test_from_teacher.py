@@ -1,0 +1,121 @@
+"""From a teacher's file and topomaps to a bank, through the library and the command line."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from click.testing import CliRunner
+
+from ngd_fast import PrototypeBank
+from ngd_fast.artifacts.files import load_npz, read_json, save_npz, sha256
+from ngd_fast.cli.prototypes import command
+from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.errors import UserError
+from ngd_fast.prototypes.from_teacher import build_bank
+from ngd_fast.teacher.config import InputConfig, NetworkConfig
+from ngd_fast.teacher.inputs import embed
+from ngd_fast.teacher.network import Teacher, load_teacher, save_teacher
+
+
+@pytest.fixture(scope="module")
+def maps() -> Topomaps:
+    rng = np.random.default_rng(0)
+    subject, trial, window = (i.ravel() for i in np.indices((4, 9, 3)))
+    valence, arousal = ((rng.integers(1, 6, (4, 9)) - 3)[subject, trial] / 2 for _ in range(2))
+    unrated = trial == 8
+    return Topomaps(
+        maps=rng.uniform(0, 1, (108, 2, 16, 16)), power=rng.normal(size=(108, 3, 2)),
+        valence=np.where(unrated, np.nan, valence), arousal=np.where(unrated, np.nan, arousal),
+        subject=subject, trial=trial, window=window, bands=["alpha", "beta"], channels=["F3", "F4", "O1"],
+        mask=np.ones((16, 16), bool),
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def files(maps, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("run")
+    path = maps.save(folder, "made")
+    torch.manual_seed(0)
+    teacher = Teacher(2, 16, NetworkConfig(width=8))
+    teacher.set_input_statistics(torch.from_numpy(maps.maps))
+    meta = {
+        "band_names": ["alpha", "beta"], "input": InputConfig().model_dump(mode="json"), "maps_sha256": sha256(path),
+        "train_subjects": [0, 1], "validation_subjects": [2, 3],
+    }  # fmt: skip
+    save_teacher(folder / "teacher_best.safetensors", teacher, meta)
+    return folder, path
+
+
+@pytest.mark.parametrize(("split", "subjects"), [("validation", [2, 3]), ("train", [0, 1]), ("all", [0, 1, 2, 3])])
+def test_the_bank_is_algorithm_1_on_that_sides_rated_windows(maps, files, split, subjects):
+    folder, path = files
+    bank = build_bank(folder, path, split=split)
+    teacher, meta = load_teacher(folder)
+    _, features = embed(teacher, meta, maps)
+    rows = np.isin(maps.subject, subjects) & maps.labelled
+    expected = PrototypeBank.build(features[rows], maps.valence[rows], maps.arousal[rows])
+    assert torch.equal(bank.prototypes, expected.prototypes) and torch.equal(bank.prior, expected.prior)
+    assert bank.embedding_dim == 256 and bank.meta["subjects"] == subjects and bank.meta["split"] == split
+    assert bank.meta["subject_disjoint_from_training"] == (split == "validation")
+    assert bank.meta["teacher_sha256"] == sha256(folder / "teacher_best.safetensors")
+    assert bank.meta["maps_sha256"] == sha256(path) and bank.meta["rating_levels"] == 5
+
+
+def test_other_maps_than_the_teachers_own_need_all(maps, files, tmp_path):
+    folder, _ = files
+    other = replace(maps, maps=maps.maps * 0.5).save(tmp_path, "other")
+    with pytest.raises(UserError, match="--split all"):
+        build_bank(folder, other)
+    assert build_bank(folder, other, split="all").meta["windows"] == 96
+    wrong = replace(maps, bands=["delta", "beta"]).save(tmp_path, "wrong")
+    with pytest.raises(UserError, match="the teacher was trained on 16x16 of alpha, beta"):
+        build_bank(folder, wrong, split="all")
+    unrated = replace(maps, valence=maps.valence * np.nan, arousal=maps.arousal * np.nan).save(tmp_path, "unrated")
+    with pytest.raises(UserError, match="prototypes need ratings"):
+        build_bank(folder, unrated, split="all")
+    broken = load_npz(other)
+    broken["maps"][3, 0, 5, 5] = np.nan
+    save_npz(tmp_path / "nan.npz", broken)
+    with pytest.raises(UserError, match="NaN or infinite in 1 of 108 rows"):
+        build_bank(folder, tmp_path / "nan.npz", split="all")
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(command, [str(a) for a in arguments])
+
+
+def test_the_command_line_builds_shows_verifies_and_sweeps(files, tmp_path):
+    folder, path = files
+    source, bank = ("--teacher", folder, "--maps", path), tmp_path / "prototypes_7x7.npz"
+    result = invoke("build", *source, "--grid", 7, "--out", bank, "--class-prior", "va_of_label")
+    assert result.exit_code == 0, result.output
+    assert "ratings on 5 levels can never fill 24 of its 49 bins" in result.output
+    loaded = PrototypeBank.load(bank)
+    assert loaded.grid == 7 and loaded.class_prior.shape == (8, 49)
+    assert loaded.meta["class_prior"]["class_names"][1] == "happiness"
+
+    result = invoke("show", bank, "--out", tmp_path / "figs")
+    assert result.exit_code == 0, result.output
+    assert "silhouette" in result.output and "filled from" in result.output
+    assert result.output.count("\nempty ") == int(loaded.empty.sum())
+    assert {p.name for p in (tmp_path / "figs").iterdir()} == {"coverage_7x7.png", "centers_7x7.png"}
+
+    assert invoke("verify", bank).exit_code == 0 and loaded.checksum in invoke("verify", bank).output
+    arrays = load_npz(bank)
+    arrays["prior"][0] += 1e-6
+    save_npz(bank, arrays)
+    assert isinstance(invoke("verify", bank).exception, UserError)
+
+    result = invoke("sweep", *source, "--json", tmp_path / "sweep.json")
+    assert result.exit_code == 0, result.output
+    rows = read_json(tmp_path / "sweep.json")
+    assert [row["grid"] for row in rows] == list(range(3, 10)) and rows[4]["unreachable"] == 24
+    assert "7x7: ratings on 5 levels can never fill 24" in result.output
+    assert isinstance(invoke("sweep", *source, "--smallest", 5, "--largest", 4).exception, UserError)
+
+
+def test_the_class_prior_is_off_by_default(files, tmp_path):
+    folder, path = files
+    assert invoke("build", "--teacher", folder, "--maps", path, "--out", tmp_path / "b.npz").exit_code == 0
+    assert PrototypeBank.load(tmp_path / "b.npz").class_prior is None
