@@ -1,0 +1,186 @@
+"""``ngd-fast data``: face datasets into NPZ files, manifests and class maps."""
+
+from pathlib import Path
+
+import click
+
+from ngd_fast.console import print_table, say
+from ngd_fast.errors import UserError
+
+_LABEL_MODES = ("plurality", "majority", "probability", "crossentropy", "multi_target")
+
+_out = click.option("--out", required=True, type=click.Path(path_type=Path), help="Folder to write into.")
+_image_root = click.option(
+    "--image-root", type=click.Path(path_type=Path), help="Folder that the image paths start from."
+)
+_class_map = click.option("--class-map", type=click.Path(path_type=Path), help="JSON: the dataset's {class name: id}.")
+_source = click.argument("source", type=click.Path(path_type=Path))
+
+
+@click.group()
+def command():
+    """Turn face datasets into NPZ files, manifests and class maps."""
+
+
+@command.command()
+@click.option("--fer2013", type=click.Path(path_type=Path), help="fer2013.csv: the pixels.")
+@click.option(
+    "--labels",
+    multiple=True,
+    required=True,
+    type=click.Path(path_type=Path),
+    help="fer2013new.csv (joined with fer2013.csv row by row), and/or FER+'s folders with label.csv. Repeatable.",
+)
+@click.option("--label-mode", type=click.Choice(_LABEL_MODES), default="plurality", show_default=True)
+@click.option(
+    "--eval-label-mode",
+    type=click.Choice(("same", *_LABEL_MODES)),
+    default="same",
+    show_default=True,
+    help="Mode of validation and test; FER+'s own trainer takes majority.",
+)
+@_image_root
+@_out
+def ferplus(fer2013, labels, label_mode, eval_label_mode, image_root, out):
+    """FER+ from its official files, in each of its label modes."""
+    from ngd_fast.artifacts.files import sha256, write_json
+    from ngd_fast.faces.ferplus import convert_ferplus
+
+    splits, remarks = convert_ferplus(
+        labels, fer2013, label_mode=label_mode, eval_label_mode=eval_label_mode, image_root=image_root
+    )
+    for remark in remarks:
+        say(remark)
+    _write(splits, out, "ferplus")
+    sources = [path for path in (fer2013, *labels) if path is not None and path.is_file()]
+    origin = {
+        "label_mode": label_mode,
+        "eval_label_mode": eval_label_mode,
+        "rows": remarks,
+        "sha256": {path.name: sha256(path) for path in sources},
+    }
+    write_json(out / "ferplus_conversion.json", origin)
+
+
+@command.command()
+@_source
+@click.option("--size", type=click.IntRange(8, 1024), help="Hold pixels of this side in an NPZ; else only lists paths.")
+@click.option("--grey", is_flag=True, help="Turn the images grey, like FERPlus.")
+@_image_root
+@_class_map
+@_out
+def affectnet(source, size, grey, image_root, class_map, out):
+    """AffectNet from SOURCE: its CSV, a folder of labels_{train,valid,test,all}.csv, or images/ with annotations/."""
+    from ngd_fast.faces.affectnet import AFFECTNET_MAP, convert_affectnet
+
+    _say_map(AFFECTNET_MAP.by_id, "AffectNet")
+    if grey and size is None:
+        raise UserError("--grey needs --size: without it the images stay as they are")
+    splits, left_out = convert_affectnet(source, image_root=image_root, class_map=class_map, size=size, grey=grey)
+    if left_out:
+        say(f"left out {left_out} rows of none, uncertain or no face")
+    _write(splits, out, "affectnet")
+
+
+@command.command()
+@_source
+@click.option("--size", type=click.IntRange(8, 1024), default=48, show_default=True)
+@click.option("--neutral", is_flag=True, help="Also take each sequence's first frame, as neutral (official tree).")
+@_image_root
+@_class_map
+@_out
+def ckplus(source, size, neutral, image_root, class_map, out):
+    """CK+ from SOURCE: the official tree, the 48-pixel class folders, or a CSV."""
+    from ngd_fast.faces.ckplus import convert_ckplus
+    from ngd_fast.faces.classes import CKPLUS_IDS, CLASS_MAP
+
+    _say_map({number: CLASS_MAP[name] for number, name in CKPLUS_IDS.items()}, "CK+")
+    faces = convert_ckplus(source, size=size, neutral=neutral, image_root=image_root, class_map=class_map)
+    say(f"{len(set(faces.subjects or []) - {''})} subjects")
+    _write({"all": faces}, out, "ckplus")
+
+
+@command.command()
+@_source
+@click.option("--name", default="faces", show_default=True, help="What the written files are called.")
+@click.option("--split", default="all", show_default=True)
+@click.option("--size", type=click.IntRange(8, 1024), help="Hold pixels of this side in an NPZ; else only lists paths.")
+@click.option("--grey", is_flag=True, help="Turn the images grey.")
+@_image_root
+@_class_map
+@_out
+def folder(source, name, split, size, grey, image_root, class_map, out):
+    """Any folder of class folders, or CSV of paths and labels."""
+    import numpy as np
+
+    from ngd_fast.faces.dataset import Faces
+    from ngd_fast.faces.images import decode_image, map_images
+
+    if grey and size is None:
+        raise UserError("--grey needs --size: without it the images stay as they are")
+    faces = Faces.load(source, class_map=class_map, image_root=image_root)
+    if size is not None and faces.paths is not None:
+        images = map_images(lambda path: decode_image(path, grey=grey, side=size), faces.paths, desc="reading images")
+        kept = {key: getattr(faces, key) for key in ("label_dist", "labels", "names", "subjects", "source")}
+        faces = Faces(images=np.stack(images), **kept)
+    _write({split: faces}, out, name)
+
+
+@command.command()
+@click.argument("files", nargs=-1, required=True, type=click.Path(path_type=Path))
+@_image_root
+@_class_map
+def check(files, image_root, class_map):
+    """Read FILES (NPZ, CSV or folders) as training would; print classes, sizes, grey values and duplicates."""
+    import numpy as np
+
+    from ngd_fast.faces.dataset import Faces
+    from ngd_fast.faces.writing import print_counts
+
+    loaded = {str(path): Faces.load(path, class_map=class_map, image_root=image_root) for path in files}
+    rows = []
+    seen: dict[bytes, str] = {}
+    for name, faces in loaded.items():
+        shape = mean = std = "paths"
+        twice = ""
+        if faces.images is not None:
+            shape = "x".join(map(str, faces.images.shape[1:]))
+            mean, std = (f"{value / 255:.4f}" for value in (faces.images.mean(), faces.images.std()))
+            twice = _count_duplicates(faces, name, seen)
+        dist = faces.label_dist[faces.labels >= 0].astype(np.float64)
+        entropy = -(dist * np.log2(np.where(dist > 0, dist, 1))).sum(axis=1).mean() if len(dist) else float("nan")
+        rows.append((name, len(faces), shape, mean, std, f"{entropy:.3f}", twice, faces.checksum[:16]))
+    print_counts(loaded, "labels (the class with most votes)")
+    print_table(("file", "faces", "size", "mean", "std", "label bits", "duplicates", "sha256"), rows)
+
+
+def _count_duplicates(faces, name: str, seen: dict[bytes, str]) -> str:
+    """Faces whose pixels occurred before, in this file or in one named earlier (a leak between splits)."""
+    import hashlib
+
+    inside = across = 0
+    for image in faces.images:
+        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+        if digest not in seen:
+            seen[digest] = name
+        elif seen[digest] == name:
+            inside += 1
+        else:
+            across += 1
+    return f"{inside} inside, {across} across"
+
+
+def _write(splits, out: Path, dataset: str) -> None:
+    from ngd_fast.faces.writing import print_counts, write_class_map, write_split
+
+    for split, faces in splits.items():
+        say(f"wrote {write_split(faces, out, dataset, split)}")
+    write_class_map(out, dataset)
+    print_counts(splits, f"{dataset}: faces by class")
+
+
+def _say_map(by_id: dict[int, int], dataset: str) -> None:
+    from ngd_fast.faces.classes import CLASS_NAMES
+
+    pairs = ", ".join(f"{number} {CLASS_NAMES[index]}" for number, index in sorted(by_id.items()))
+    say(f"{dataset}'s labels: {pairs}")
