@@ -3,24 +3,25 @@
 1. ``sums_kernel``: every program reads its share of the features once and leaves partial class sums; further programs
    normalise the prototypes. Not needed by D-Geo alone: cross entropy's divisor, the sum of the targets' weights, comes
    from here too.
-2. ``classes_kernel``: adds the partial sums; the program that ends last turns them into D-Geo's terms and into one vector
-   and one scalar for each class, from which the gradient of every row follows.
-3. ``rows_kernel``: reads the features again and writes their gradient, once; the program that ends last adds the losses.
+2. ``classes_kernel``: adds the partial sums; the program that ends last turns them into D-Geo's terms and into one
+   vector and one scalar for each class, from which the gradient of every row follows.
+3. ``rows_kernel``: reads the features again and writes their gradient, once; the program that ends last adds the
+   losses.
 
 Up to SMALL_BATCH rows ``objective_kernel`` does the three stages in one program, one launch. Triton 3.4 or newer; with
-TRITON_INTERPRET=1 set before Triton is imported everything runs on CPU tensors. Bit-identical from run to run on one device.
+TRITON_INTERPRET=1 set before Triton is imported everything runs on CPU tensors. Bit-identical from run to run on one
+device.
 
 Where it loses to the CUDA backend, and why:
 
-- One program is one thread block on one multiprocessor, and Triton has no access to another block's shared memory: a small
-  batch cannot be spread over a cluster, so at B=128 one multiprocessor reads and writes everything, and its share of the
-  cache's bandwidth, not the arithmetic, sets the time. Between SMALL_BATCH and a few thousand rows, three dependent launches do
-  what a cluster does in one.
-- Triton compiles for the types it is called with, and its launcher is Python: about 20 microseconds a launch on the host.
-  Inside a CUDA graph that vanishes, in eager mode three launches cost more than all the device's work at small B.
-- The compiler chooses registers and shared memory. Half types multiply with the prototypes as a sum of two halves (float32
-  inputs: three TF32 products), where CUDA code can hold exact float32 operands in registers at this size.
-- D beyond BLOCK_D columns, or K beyond what shared memory holds, falls to loops over columns that read rows from cache twice.
+- A program is one thread block, and Triton has no access to another block's shared memory: a small batch cannot be
+  spread over a cluster. At B=128 one multiprocessor reads and writes everything, and its share of the cache's bandwidth
+  sets the time. Between SMALL_BATCH and a few thousand rows, three dependent launches do what a cluster does in one.
+- The launcher is Python, tens of microseconds of the host a launch. Inside a CUDA graph they vanish.
+- The compiler places operands. Whole rows with their gradients do not fit the registers it uses, so the row stage goes
+  over a row in steps of 32 columns and reads it twice, the second time from the first-level cache; prototypes come from
+  that cache for every tile instead of staying in shared memory.
+- Float32 products are three TF32 products, half types a sum of two halves, so that tensor cores lose no digits.
 """
 
 import contextlib
@@ -29,7 +30,6 @@ import functools
 import torch
 import triton
 import triton.language as tl
-
 from ngd_fast.kernels.objective_rows import rows_kernel, store_terms, sum_tiles
 from ngd_fast.kernels.objective_sums import (
     class_stage,
@@ -53,13 +53,14 @@ _COLUMNS = 64
 @triton.jit(do_not_specialize=["B"])
 def objective_kernel(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-    weight_ptr, prototype_ptr, prototype_stride, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, sums_ptr, terms_ptr, grad_x_ptr, grad_z_ptr,
-    B, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, geo_grad_scale,
-    var_cap, margin, var_weight, margin_weight,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr, CLASSES: tl.constexpr,
-    SUMS_D: tl.constexpr, ROWS_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HIGH_VALENCE: tl.constexpr,
-    HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
-    T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr, HAS_SUMS: tl.constexpr,
+    weight_ptr, prototype_ptr, prototype_stride, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, sums_ptr, terms_ptr,
+    grad_x_ptr, grad_z_ptr, B, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+    geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, CLASSES: tl.constexpr, SUMS_D: tl.constexpr, ROWS_D: tl.constexpr, BLOCK_B: tl.constexpr,
+    HALF: tl.constexpr, HIGH_VALENCE: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr,
+    HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr, HAS_SUMS: tl.constexpr,
     HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """All stages in one program, for batches so small that launches would cost more than they save."""
@@ -88,20 +89,21 @@ def objective_kernel(
             sums_ptr = own_sums_ptr
         tl.debug_barrier()
         class_stage(
-            sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, var_cap, margin, var_weight, margin_weight,
-            C, D, BLOCK_C, CLASSES, SUMS_D, HIGH_VALENCE, HALF,
+            sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, var_cap, margin, var_weight,
+            margin_weight, C, D, BLOCK_C, CLASSES, SUMS_D, HIGH_VALENCE, HALF,
         )  # fmt: skip
     tl.debug_barrier()
     ce, kd, proto, fault = sum_tiles(
         x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-        weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, 0, 1, normaliser,
-        label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
-        C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL, T_SQUARED,
-        HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, 1,
+        weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, 0, 1,
+        normaliser, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+        C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
+        T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, 1,
     )  # fmt: skip
     store_terms(
-        terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight, kd_temperature,
-        proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO, HAS_GEO_WEIGHT,
+        terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight,
+        kd_temperature, proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO,
+        HAS_GEO_WEIGHT,
     )  # fmt: skip
 
 
@@ -115,42 +117,47 @@ def scale_kernel(grad_ptr, size, factor_ptr, BLOCK: tl.constexpr):
         tl.store(grad_ptr + i, (value * factor).to(grad_ptr.dtype.element_ty), mask=i < size)
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _multiprocessors(device: torch.device) -> int:
     # The interpreter runs programs one after the other; a few of them show the same seams as many.
     return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 3
 
 
 @functools.lru_cache(maxsize=1024)
-def plan(B: int, C: int, D: int, K: int, multiprocessors: int) -> dict:
-    """Block sizes and grids for a shape. Sums are added in an order that this fixes: same plan, same bits."""
-    tile = max(16, triton.next_power_of_2(C))
-    block_k = max(16, triton.next_power_of_2(K))
-    block_d = min(256, max(16, triton.next_power_of_2(D)))
-    # Small batches take small tiles, so that every multiprocessor has one.
-    block_b = 16 if B <= 16 * multiprocessors else 32 if B <= 32 * multiprocessors else 64
-    tiles = triton.cdiv(B, block_b)
-    partials = max(8, min(_PARTIAL_BYTES // (4 * C * (D + 2)), multiprocessors))
-    programs = triton.next_power_of_2(2 * multiprocessors)
+def plan(B: int, C: int, D: int, K: int, half: bool, multiprocessors: int) -> dict:
+    """Block sizes and grids for a shape, chosen so that nothing spills on sm_80 and sm_90 (tests/kernels compiles
+    them).
+
+    The plan fixes the order in which sums are added: same plan, same bits.
+    """
     block_c = triton.next_power_of_2(C)
+    block_d = min(256, max(16, triton.next_power_of_2(D)))
+    # Small batches take small tiles, so that every multiprocessor has one; many prototypes leave room for no others.
+    rows_b = 16 if 16 * multiprocessors >= B or K > 64 else 32
+    sums_b = 16 if 16 * multiprocessors >= B else 64 if half and 64 * multiprocessors < B and C <= 16 else 32
+    rows_tiles = triton.cdiv(B, rows_b)
+    most_partials = max(8, min(_PARTIAL_BYTES // (4 * C * (D + 2)), multiprocessors))
     return {
-        "block_b": block_b,
         "block_c": block_c,
-        "dot_c": tile,
-        "block_k": block_k,
+        "dot_c": max(16, block_c),
+        "block_k": max(16, triton.next_power_of_2(K)),
         "sums_d": block_d,
-        # The prototypes' columns of one step, in both parts, must leave room for the rows in shared memory.
-        "rows_d": min(block_d, 64 if block_k <= 64 else 32),
+        "rows_d": min(block_d, 32 if K <= 128 else 16),
+        "sums_b": sums_b,
+        "rows_b": rows_b,
         "classes": max(1, min(block_c, 16384 // (block_c * block_d))),
-        "partials": min(partials, tiles),
-        "row_programs": min(2 * multiprocessors, tiles),
-        "programs": programs,
-        "warps": 8 if block_b == 64 else 4,
+        "partials": min(most_partials, triton.cdiv(B, sums_b)),
+        "rows_programs": min((3 if half else 2) * multiprocessors, rows_tiles),
+        # Three blocks of halves then share a multiprocessor's registers; float32 needs more each.
+        "rows_registers": 168 if half and rows_b == 32 and block_c <= 16 and K <= 32 else None,
+        "programs": triton.next_power_of_2(3 * multiprocessors),
+        "sums_warps": 4 if sums_b == 16 else 8,
     }
 
 
 def _rows(tensor):
-    """``tensor`` with neighbouring columns side by side; the stride of rows is free, so broadcast rows are not copied."""
+    """``tensor`` with neighbouring columns side by side; the stride of rows is free, so broadcast rows are not
+    copied."""
     return tensor if tensor is None or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -187,7 +194,7 @@ def objective_fwd(
 
     Args:
         features: [B, D] float32, bfloat16 or float16, or None. Rows may be strided or broadcast, as all [B, ...] here.
-        logits: [B, C], teacher_logits: [B, C], of those types, or None.
+        logits: [B, C] of those types, or None; teacher_logits: [B, C] floating, or None.
         target: [B] of any integer type (-100 is ignored), or [B, C] floating; labels: [B] integer, -1 leaves a row out.
         prototypes: [K, D], not normalised; prior: [K] or [B, K].
         class_sums: [C, D + 2] float32 (S | n | q), in place of those of this batch.
@@ -198,13 +205,18 @@ def objective_fwd(
         terms [6] float32 (total, ce, kd, proto, geo_var, geo_margin; total is NaN where a target or label was out of
         range), grad_features and grad_logits, of the inputs' shape and type, or empty [0] where not wanted.
     """
-    for name, tensor in (("features", features), ("logits", logits), ("teacher_logits", teacher_logits)):
-        _check(name, tensor)
+    _check("features", features)
+    _check("logits", logits)
     has_ce = logits is not None and target is not None
     has_kd = logits is not None and teacher_logits is not None
     has_proto = features is not None and prototypes is not None
     has_geo = features is not None and labels is not None
-    features, logits, teacher_logits, prototypes = _rows(features), _rows(logits), _rows(teacher_logits), _rows(prototypes)
+    features, logits, teacher_logits, prototypes = (
+        _rows(features),
+        _rows(logits),
+        _rows(teacher_logits),
+        _rows(prototypes),
+    )
     target, labels, prior, class_weight = _rows(target), _rows(labels), _rows(prior), _rows(class_weight)
     # Kernels without features still want a tensor for the type of the rows.
     first = features if features is not None else logits
@@ -217,12 +229,12 @@ def objective_fwd(
     want_x = want_features_grad and features is not None
     want_z = want_logits_grad and logits is not None
     flags = dict(
-        HALF=first.dtype != torch.float32, HAS_CE=has_ce, SOFT_TARGET=soft, HAS_WEIGHT=class_weight is not None, HAS_KD=has_kd,
-        KD_KL=kd_mode == 1, T_SQUARED=bool(kd_scale_by_t2), HAS_PROTO=has_proto,
+        HALF=first.dtype != torch.float32, HAS_CE=has_ce, SOFT_TARGET=soft, HAS_WEIGHT=class_weight is not None,
+        HAS_KD=has_kd, KD_KL=kd_mode == 1, T_SQUARED=bool(kd_scale_by_t2), HAS_PROTO=has_proto,
         PRIOR_ROWS=has_proto and prior.dim() == 2, HAS_GEO=has_geo, HAS_GEO_WEIGHT=geo_weight is not None,
         WANT_X=want_x, WANT_Z=want_z,
     )  # fmt: skip
-    p = plan(B, C, D, K, _multiprocessors(device))
+    p = plan(B, C, D, K, first.dtype != torch.float32, _multiprocessors(device))
     own_sums = has_geo and class_sums is None
     weigh = has_ce and not soft
     one_program = B <= SMALL_BATCH
@@ -239,11 +251,11 @@ def objective_fwd(
     with _on(device):
         if one_program:
             objective_kernel[(1,)](
-                *inputs, prototypes, _row_stride(prototypes), prior, _row_stride(prior), geo_weight, workspace_, class_sums, terms,
-                grad_x, grad_z, B, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
-                geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+                *inputs, prototypes, _row_stride(prototypes), prior, _row_stride(prior), geo_weight, workspace_,
+                class_sums, terms, grad_x, grad_z, B, label_smoothing, kd_weight, kd_temperature, proto_weight,
+                proto_temperature, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
                 C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"], CLASSES=p["classes"],
-                SUMS_D=p["sums_d"], ROWS_D=p["rows_d"], BLOCK_B=64 if B > 32 else 32 if B > 16 else 16, **flags,
+                SUMS_D=p["sums_d"], ROWS_D=p["rows_d"], BLOCK_B=32 if B > 16 and K <= 64 else 16, **flags,
                 HAS_SUMS=class_sums is not None, HIGH_VALENCE=_high_valence_bits(high_valence), PROGRAMS=p["programs"],
                 num_warps=8,
             )  # fmt: skip
@@ -253,63 +265,89 @@ def objective_fwd(
         )  # fmt: skip
         if has_geo:
             _launch_classes(
-                p, first.dtype, class_sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight,
-                margin_weight, C, D, K, _high_valence_bits(high_valence), reduce=own_sums, stage=True,
+                p, first.dtype, class_sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin,
+                var_weight, margin_weight, C, D, K, _high_valence_bits(high_valence), reduce=own_sums, stage=True,
             )  # fmt: skip
-        rows_kernel[(p["row_programs"],)](
-            *inputs, prior, _row_stride(prior), geo_weight, workspace_, terms, grad_x, grad_z, B, p["partials"], label_smoothing,
-            kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, var_weight, margin_weight,
-            C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"], BLOCK_D=p["rows_d"], BLOCK_B=p["block_b"], **flags,
-            STAGES=2, PROGRAMS=p["programs"], num_warps=p["warps"],
+        rows_kernel[(p["rows_programs"],)](
+            *inputs, prior, _row_stride(prior), geo_weight, workspace_, terms, grad_x, grad_z, B, p["partials"],
+            label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, var_weight,
+            margin_weight, C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"],
+            BLOCK_D=p["rows_d"], BLOCK_B=p["rows_b"], **flags, STAGES=2, PROGRAMS=p["programs"], num_warps=4,
+            maxnreg=p["rows_registers"],
         )  # fmt: skip
     return terms, grad_x, grad_z
 
 
-def _launch_sums(p, features, labels, target, class_weight, prototypes, workspace_, C, D, K, own_sums, weigh, has_proto):
+def _launch_sums(
+    p, features, labels, target, class_weight, prototypes, workspace_, C, D, K, own_sums, weigh, has_proto
+):
     programs = p["partials"] if own_sums or weigh else 0
     bank_programs = triton.cdiv(K, 8) if has_proto else 0
     chunks = triton.cdiv(D, p["sums_d"]) if own_sums else 1
     sums_kernel[(max(1, programs + bank_programs), chunks)](
         features, _row_stride(features), labels, target, class_weight, prototypes, _row_stride(prototypes), workspace_,
         features.shape[0], programs,
-        C=C, D=D, K=K, DOT_C=p["dot_c"], BLOCK_D=p["sums_d"], BLOCK_B=p["block_b"], HALF=features.dtype != torch.float32,
+        C=C, D=D, K=K, DOT_C=p["dot_c"], BLOCK_D=p["sums_d"], BLOCK_B=p["sums_b"], HALF=features.dtype != torch.float32,
         CLASS_SUMS=own_sums, NORMALISER=weigh, HAS_WEIGHT=class_weight is not None, HAS_PROTO=has_proto, STAGES=3,
-        PROGRAMS=p["programs"], num_warps=p["warps"],
+        PROGRAMS=p["programs"], num_warps=p["sums_warps"],
     )  # fmt: skip
 
 
 def _launch_classes(
-    p, dtype, sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight, C, D, K,
-    high_valence_bits, *, reduce, stage,
+    p, dtype, sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight,
+    margin_weight, C, D, K, high_valence_bits, *, reduce, stage,
 ):  # fmt: skip
     classes_kernel[(triton.cdiv(C * (D + 2), _COLUMNS) if reduce else 1,)](
-        sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight, p["partials"],
-        C=C, D=D, K=K, BLOCK_C=p["block_c"], CLASSES=p["classes"], BLOCK_D=p["sums_d"], HIGH_VALENCE=high_valence_bits,
-        REDUCE=reduce, STAGE=stage, HAS_GEO_WEIGHT=geo_weight is not None, COLUMNS=_COLUMNS, PARTIALS=64,
-        PROGRAMS=p["programs"], HALF=dtype != torch.float32, DTYPE=_TRITON_TYPES[dtype], num_warps=8,
+        sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+        p["partials"], C=C, D=D, K=K, BLOCK_C=p["block_c"], CLASSES=p["classes"], BLOCK_D=p["sums_d"],
+        HIGH_VALENCE=high_valence_bits, REDUCE=reduce, STAGE=stage, HAS_GEO_WEIGHT=geo_weight is not None,
+        COLUMNS=_COLUMNS, PARTIALS=64, PROGRAMS=p["programs"], HALF=dtype != torch.float32, DTYPE=_TRITON_TYPES[dtype],
+        num_warps=8,
     )  # fmt: skip
 
 
 def geo_sums(features, labels, num_classes: int):
     """Class sums of the L2-normalised rows: float32 [num_classes, D + 2] = (sum f | n | sum of squared norms).
 
-    features: [B, D] float32, bfloat16 or float16; labels: [B] integers. Rows labelled outside [0, num_classes) are left out.
+    features: [B, D] float32, bfloat16 or float16; labels: [B] integers. Rows labelled outside [0, num_classes) are
+    left out.
     """
     _check("features", features)
     features, labels = _rows(features), _rows(labels)
     (B, D), C, device = features.shape, num_classes, features.device
     sums = torch.empty(C, D + 2, dtype=torch.float32, device=device)
-    p = plan(B, C, D, 1, _multiprocessors(device))
+    p = plan(B, C, D, 1, features.dtype != torch.float32, _multiprocessors(device))
     workspace_ = torch.empty(workspace_size(C, D, 1, p["programs"], p["partials"]), dtype=torch.float32, device=device)
     with _on(device):
         _launch_sums(p, features, labels, None, None, None, workspace_, C, D, 1, True, False, False)
-        _launch_classes(p, features.dtype, sums, workspace_, None, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, C, D, 1, 0, reduce=True, stage=False)
+        _launch_classes(
+            p,
+            features.dtype,
+            sums,
+            workspace_,
+            None,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            0.0,
+            C,
+            D,
+            1,
+            0,
+            reduce=True,
+            stage=False,
+        )
     return sums
 
 
 def scale_(gradient, factor):
-    """Multiply ``gradient`` (contiguous) in place by ``factor``, a 0-dim tensor on its device, without asking for its value."""
+    """Multiply ``gradient`` (contiguous) in place by ``factor``, a 0-dim tensor on its device, without asking for its
+    value."""
     if gradient.numel():
         with _on(gradient.device):
-            scale_kernel[(triton.cdiv(gradient.numel(), 4096),)](gradient, gradient.numel(), factor, BLOCK=4096, num_warps=8)
+            scale_kernel[(triton.cdiv(gradient.numel(), 4096),)](
+                gradient, gradient.numel(), factor, BLOCK=4096, num_warps=8
+            )
     return gradient

@@ -5,7 +5,6 @@ The [BLOCK_B, K] similarities live in registers only. Float32 and log domain ins
 
 import triton
 import triton.language as tl
-
 from ngd_fast.kernels.objective_sums import half_dot, inverse_norm, last_to_arrive, split, workspace
 
 
@@ -48,7 +47,9 @@ def cross_entropy(
     else:
         index = tl.load(target_ptr + rows, mask=in_batch, other=-100).to(tl.int64)
         valid = (index >= 0) & (index < C)
-        mass = weight * tl.where(index[:, None] == c[None, :], 1.0 - label_smoothing + label_smoothing / C, label_smoothing / C)
+        mass = weight * tl.where(
+            index[:, None] == c[None, :], 1.0 - label_smoothing + label_smoothing / C, label_smoothing / C
+        )
         mass = tl.where(valid[:, None], mass, 0.0)
         fault = tl.where(valid | (index == -100), 0.0, float("nan"))
     mass = tl.where(in_batch[:, None] & in_range, mass, 0.0)
@@ -64,7 +65,7 @@ def logit_terms(
     C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr, WANT_GRAD: tl.constexpr,
 ):  # fmt: skip
-    """Sums over the tile's rows of cross entropy (NaN if a target is out of range) and KD; stores the logits' gradient."""
+    """Sums over the tile's rows of cross entropy (NaN for a bad target) and KD; stores the logits' gradient."""
     c = tl.arange(0, BLOCK_C)
     mask = in_batch[:, None] & (c < C)[None, :]
     z = tl.load(logit_ptr + rows[:, None] * logit_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -73,14 +74,15 @@ def logit_terms(
     kd = 0.0
     if HAS_CE:
         loss, grad_ce, fault = cross_entropy(
-            tl.where((c < C)[None, :], z, float("-inf")), target_ptr, target_stride, weight_ptr, rows, in_batch, label_smoothing,
-            C, BLOCK_C, SOFT_TARGET, HAS_WEIGHT,
+            tl.where((c < C)[None, :], z, float("-inf")), target_ptr, target_stride, weight_ptr, rows, in_batch,
+            label_smoothing, C, BLOCK_C, SOFT_TARGET, HAS_WEIGHT,
         )  # fmt: skip
         ce += loss + fault
         # The divisor is 0 where every row is ignored: the value is then NaN, the gradient 0, as autograd has it.
         grad += tl.where(grad_ce == 0, 0.0, grad_ce / normaliser)
     if HAS_KD:
-        teacher = tl.load(teacher_ptr + rows[:, None] * teacher_stride + c[None, :], mask=mask, other=0.0).to(tl.float32)
+        teacher = tl.load(teacher_ptr + rows[:, None] * teacher_stride + c[None, :], mask=mask, other=0.0)
+        teacher = teacher.to(tl.float32)
         scale = 1.0 / B
         if T_SQUARED:
             scale *= kd_temperature * kd_temperature
@@ -99,9 +101,7 @@ def logit_terms(
 
 
 @triton.jit
-def add_similarity(
-    sum, x, bank_ptr, d, N: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.constexpr
-):
+def add_similarity(sum, x, bank_ptr, d, N: tl.constexpr, D: tl.constexpr, BLOCK_N: tl.constexpr, HALF: tl.constexpr):
     """sum [BLOCK_B, BLOCK_N] + x [BLOCK_B, BLOCK_D] times columns ``d`` of the N vectors of a bank."""
     n = tl.arange(0, BLOCK_N)
     mask = (d < D)[:, None] & (n < N)[None, :]
@@ -126,7 +126,8 @@ def combine(
     vectors = tl.load(where, mask=mask, other=0.0)
     if HALF:
         high, low = split(coefficients, bank_ptr.dtype.element_ty)
-        sum = half_dot(high, tl.load(where + N * D, mask=mask, other=0.0), tl.zeros([high.shape[0], BLOCK_D], tl.float32))
+        low_vectors = tl.load(where + N * D, mask=mask, other=0.0)
+        sum = half_dot(high, low_vectors, tl.zeros([high.shape[0], BLOCK_D], tl.float32))
         if not EXACT:
             sum = half_dot(low, vectors, sum)
         return half_dot(high, vectors, sum)
@@ -155,9 +156,9 @@ def proto_terms(
 def feature_terms(
     x_ptr, x_stride, label_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_ptr,
     rows, in_batch, B, proto_weight, temperature,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
-    WANT_GRAD: tl.constexpr, STAGES: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr,
+    HAS_GEO: tl.constexpr, WANT_GRAD: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum over the tile's rows of Proto-KD, NaN for labels out of range, and the features' gradient.
 
@@ -171,6 +172,8 @@ def feature_terms(
         label = tl.load(label_ptr + rows, mask=in_batch, other=-1)
         used = (label >= 0) & (label < C)
         fault += tl.sum(tl.where(used | (label == -1) | (label == -100), 0.0, float("nan")), 0)
+        if not HAS_PROTO:
+            in_batch = used  # rows left out are not read; their gradient is 0
         member = (label[:, None] == tl.arange(0, DOT_C)[None, :]) & used[:, None]
     if HAS_PROTO or WANT_GRAD:
         similarity = tl.zeros([BLOCK_B, BLOCK_K], tl.float32)
@@ -192,7 +195,9 @@ def feature_terms(
             along += geo_scale * inv * tl.sum(tl.where(member, class_similarity, 0.0), 1)
         if HAS_PROTO:
             similarity *= inv[:, None]
-            loss, slope = proto_terms(similarity, prior_ptr, prior_stride, rows, in_batch, temperature, K, BLOCK_K, PRIOR_ROWS)
+            loss, slope = proto_terms(
+                similarity, prior_ptr, prior_stride, rows, in_batch, temperature, K, BLOCK_K, PRIOR_ROWS
+            )
             proto += tl.sum(loss, 0)
             proto_scale = proto_weight / (temperature * B)
             along += proto_scale * tl.sum(slope * similarity, 1)
@@ -207,21 +212,23 @@ def feature_terms(
                 if HAS_PROTO:
                     grad += proto_scale * combine(slope, bank_ptr, d, K, D, BLOCK_K, BLOCK_D, HALF, False)
                 grad *= inv[:, None]
-                tl.store(grad_ptr + rows[:, None] * D + d[None, :], grad.to(grad_ptr.dtype.element_ty), mask=mask)
+                stored = (rows < B)[:, None] & (d < D)[None, :]
+                tl.store(grad_ptr + rows[:, None] * D + d[None, :], grad.to(grad_ptr.dtype.element_ty), mask=stored)
     return proto, fault
 
 
 @triton.jit
 def sum_tiles(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-    weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, first, step, normaliser,
-    label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr,
-    HAS_GEO: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, STAGES: tl.constexpr,
+    weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, first, step,
+    normaliser, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
+    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
+    T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
+    WANT_X: tl.constexpr, WANT_Z: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
-    """The row stage over tiles ``first``, ``first + step``, ...: returns the sums ce, kd, proto, and NaN where a label was bad."""
+    """The row stage over tiles ``first``, ``first + step``, ...: the sums ce, kd, proto, and NaN for a bad label."""
     ce = 0.0
     kd = 0.0
     proto = 0.0
@@ -284,15 +291,16 @@ def store_terms(
 @triton.jit(do_not_specialize=["B", "programs"])
 def rows_kernel(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-    weight_ptr, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, terms_ptr, grad_x_ptr, grad_z_ptr, B, programs, label_smoothing, kd_weight, kd_temperature, proto_weight,
-    proto_temperature, geo_weight_value, var_weight, margin_weight,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr,
-    BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr,
-    HAS_GEO: tl.constexpr, HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr,
-    STAGES: tl.constexpr, PROGRAMS: tl.constexpr,
+    weight_ptr, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, terms_ptr, grad_x_ptr, grad_z_ptr, B, programs,
+    label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, var_weight,
+    margin_weight, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
+    BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
+    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
+    T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
+    HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, STAGES: tl.constexpr,
+    PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """Launch 3: the row stage on a persistent grid; the program that ends last adds the losses. PROGRAMS >= every grid."""
+    """Launch 3: the row stage on a persistent grid of at most PROGRAMS; the program that ends last adds the losses."""
     counter_ptr, geo_ptr, scale_ptr, normaliser_ptr, loss_ptr, _, direction_ptr, bank_ptr, _ = workspace(
         ws_ptr, C, D, K, PROGRAMS, x_ptr.dtype.element_ty
     )
@@ -305,8 +313,8 @@ def rows_kernel(
         weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B,
         tl.program_id(0), tl.num_programs(0), normaliser,
         label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
-        C, D, K, BLOCK_C, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL, T_SQUARED,
-        HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, STAGES,
+        C, D, K, BLOCK_C, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
+        T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, STAGES,
     )  # fmt: skip
     mine = loss_ptr + tl.program_id(0)
     tl.store(mine, ce)
@@ -320,6 +328,7 @@ def rows_kernel(
         proto = tl.sum(tl.load(loss_ptr + 2 * PROGRAMS + slots, mask=mask, other=0.0, cache_modifier=".cg"), 0)
         fault = tl.sum(tl.load(loss_ptr + 3 * PROGRAMS + slots, mask=mask, other=0.0, cache_modifier=".cg"), 0)
         store_terms(
-            terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight, kd_temperature,
-            proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO, HAS_GEO_WEIGHT,
+            terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight,
+            kd_temperature, proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO,
+            HAS_GEO_WEIGHT,
         )  # fmt: skip

@@ -1,8 +1,11 @@
-"""Batch statistics of the fused objective: normalised prototypes, class sums, and each class's share of D-Geo's gradient.
+"""Batch statistics of the fused objective: normalised prototypes, class sums, and each class's share of D-Geo's
+gradient.
 
-Every function here is called from the kernels in ``objective_rows`` and ``objective``. Float32 inside. A program adds its
-rows in a fixed order and partial sums are added in the order of the programs, so results repeat bit for bit.
+Every function here is called from the kernels in ``objective_rows`` and ``objective``. Float32 inside. A program adds
+its rows in a fixed order and partial sums are added in the order of the programs, so results repeat bit for bit.
 """
+
+# ruff's SIM102 is silenced where one of two conditions is known only when the kernel runs: Triton wants them nested.
 
 import os
 
@@ -19,9 +22,9 @@ ZERO = tl.constexpr(1e-24)
 def workspace(ws_ptr, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, PROGRAMS: tl.constexpr, DTYPE: tl.constexpr):
     """Pointers into the one float32 buffer that the launches of a call share; ``workspace_size`` is its length.
 
-    int32 counters [2]; float32 geo terms [2], class scales [C], weight sums [PROGRAMS], losses [4, PROGRAMS], class sums
-    [C, D + 2]; class directions [C, D] and prototypes [K, D], each in float32 or as high and low halves [2, ., D]; partial
-    class sums. Each starts on 16 bytes.
+    int32 counters [2]; float32 geo terms [2], class scales [C], weight sums [PROGRAMS], losses [4, PROGRAMS], class
+    sums [C, D + 2]; class directions [C, D] and prototypes [K, D], each in float32 or as high and low halves [2, .,
+    D]; partial class sums. Each starts on 16 bytes.
     """
     scale_ptr = ws_ptr + 8
     normaliser_ptr = scale_ptr + (C + 3) // 4 * 4
@@ -32,7 +35,17 @@ def workspace(ws_ptr, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, PROGRAM
     partial_ptr = bank_ptr + (K * D + 3) // 4 * 4
     direction_ptr = direction_ptr.to(tl.pointer_type(DTYPE))
     bank_ptr = bank_ptr.to(tl.pointer_type(DTYPE))
-    return ws_ptr.to(tl.pointer_type(tl.int32)), ws_ptr + 4, scale_ptr, normaliser_ptr, loss_ptr, sums_ptr, direction_ptr, bank_ptr, partial_ptr
+    return (
+        ws_ptr.to(tl.pointer_type(tl.int32)),
+        ws_ptr + 4,
+        scale_ptr,
+        normaliser_ptr,
+        loss_ptr,
+        sums_ptr,
+        direction_ptr,
+        bank_ptr,
+        partial_ptr,
+    )
 
 
 def workspace_size(C: int, D: int, K: int, programs: int, partials: int) -> int:
@@ -43,7 +56,8 @@ def workspace_size(C: int, D: int, K: int, programs: int, partials: int) -> int:
 
 @triton.jit
 def split(value, DTYPE: tl.constexpr):
-    """``value`` as a sum of two numbers of a half type: tensor cores then multiply with 16 to 22 bits instead of 8 to 11."""
+    """``value`` as a sum of two numbers of a half type: tensor cores then multiply with 16 to 22 bits instead of 8 to
+    11."""
     high = value.to(DTYPE)
     low = (value - high.to(tl.float32)).to(DTYPE)
     return high, low
@@ -78,9 +92,18 @@ def inverse_norm(square_sum):
 
 @triton.jit
 def normalise_prototypes(
-    p_ptr, p_stride, out_ptr, start, K: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr
+    p_ptr,
+    p_stride,
+    out_ptr,
+    start,
+    K: tl.constexpr,
+    D: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    ROWS: tl.constexpr,
+    HALF: tl.constexpr,
 ):
-    """L2-normalise prototypes ``start`` to ``start + ROWS`` to [K, D]; for half types as high and low parts [2, K, D]."""
+    """L2-normalise prototypes ``start`` to ``start + ROWS`` to [K, D]; for half types as high and low parts [2, K,
+    D]."""
     k = start + tl.arange(0, ROWS)
     in_bank = k < K
     square_sum = tl.zeros([ROWS], tl.float32)
@@ -102,7 +125,8 @@ def normalise_prototypes(
 def sum_rows(
     x_ptr, x_stride, label_ptr, target_ptr, weight_ptr, B, first, step, d0,
     C: tl.constexpr, D: tl.constexpr, DOT_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
-    HALF: tl.constexpr, CLASS_SUMS: tl.constexpr, NORMALISER: tl.constexpr, HAS_WEIGHT: tl.constexpr, STAGES: tl.constexpr,
+    HALF: tl.constexpr, CLASS_SUMS: tl.constexpr, NORMALISER: tl.constexpr, HAS_WEIGHT: tl.constexpr,
+    STAGES: tl.constexpr,
 ):  # fmt: skip
     """Sum tiles ``first``, ``first + step``, ... of BLOCK_B rows.
 
@@ -142,10 +166,14 @@ def sum_rows(
             inv = inverse_norm(square_sum)
             member = c[:, None] == label[None, :]
             scaled = tl.where(member, inv[None, :], 0.0)
-            # A tile is summed from zero and added in float32: tensor cores truncate, and over many rows that would drift.
+            # A tile is summed from zero and added in float32: tensor cores truncate, and over many rows that would
+            # drift.
             if HALF:
                 high, low = split(scaled, x_ptr.dtype.element_ty)
                 part = half_dot(low, x, tl.zeros_like(sums))
+                if x_ptr.dtype.element_ty == tl.bfloat16:
+                    rest = scaled - high.to(tl.float32) - low.to(tl.float32)
+                    part = half_dot(rest.to(tl.bfloat16), x, part)
                 sums += half_dot(high, x, part)
             else:
                 sums += tl.dot(scaled, x, input_precision="tf32x3")
@@ -172,11 +200,12 @@ def class_stage(
     C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr, BLOCK_D: tl.constexpr,
     HIGH_VALENCE: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """D-Geo (paper, section 4.3) from the class sums: its two terms to ``geo_ptr`` [2], each class's gradient to the others.
+    """D-Geo (paper, section 4.3) from the class sums: its two terms to ``geo_ptr`` [2], each class's gradient to the
+    others.
 
-    A row f of class c has the gradient scale[c] direction[c] + a multiple of f, and normalisation projects out what lies
-    along f. Directions are of order 1, so that halves hold them. CLASSES classes are compared with all BLOCK_C at once.
-    Comparisons let NaN through.
+    A row f of class c has the gradient scale[c] direction[c] + a multiple of f, and normalisation projects out what
+    lies along f. Directions are of order 1, so that halves hold them. CLASSES classes are compared with all BLOCK_C at
+    once. Comparisons let NaN through.
     """
     other = tl.arange(0, BLOCK_C)
     n_other = tl.load(sums_ptr + other * (D + 2) + D, mask=other < C, other=0.0)
@@ -201,7 +230,7 @@ def class_stage(
         near = pair & ~(gap <= 0)
         gap_sum += tl.sum(tl.where(near, gap, 0.0), 1)
         excess = q * over_n - mean2 - var_cap
-        wide = present & (((HIGH_VALENCE >> c) & 1) != 0) & ~(excess <= 0)
+        wide = present & (((HIGH_VALENCE >> c.to(tl.int64)) & 1) != 0) & ~(excess <= 0)
         var_sum += tl.where(wide, excess, 0.0)
         pull = tl.where(wide, 2.0 * var_weight, 0.0)
         # A pair counts in both orders, hence the 2; at a distance of 0 the gradient is 0.
@@ -222,7 +251,9 @@ def class_stage(
 def _class_means(sums_ptr, c, other, over_n, over_n_other, d0, C: tl.constexpr, D: tl.constexpr, BLOCK_D: tl.constexpr):
     d = d0 + tl.arange(0, BLOCK_D)
     in_d = (d < D)[None, :]
-    mean = tl.load(sums_ptr + c[:, None] * (D + 2) + d[None, :], mask=(c < C)[:, None] & in_d, other=0.0) * over_n[:, None]
+    mean = (
+        tl.load(sums_ptr + c[:, None] * (D + 2) + d[None, :], mask=(c < C)[:, None] & in_d, other=0.0) * over_n[:, None]
+    )
     mean_other = tl.load(sums_ptr + other[:, None] * (D + 2) + d[None, :], mask=(other < C)[:, None] & in_d, other=0.0)
     mean_other = mean_other * over_n_other[:, None]
     return mean, mean[:, None, :] - mean_other[None, :, :]
@@ -231,11 +262,12 @@ def _class_means(sums_ptr, c, other, over_n, over_n_other, d0, C: tl.constexpr, 
 @triton.jit(do_not_specialize=["B", "programs"])
 def sums_kernel(
     x_ptr, x_stride, label_ptr, target_ptr, weight_ptr, prototype_ptr, prototype_stride, ws_ptr, B, programs,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, DOT_C: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr,
-    HALF: tl.constexpr, CLASS_SUMS: tl.constexpr, NORMALISER: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_PROTO: tl.constexpr,
-    STAGES: tl.constexpr, PROGRAMS: tl.constexpr,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, DOT_C: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_B: tl.constexpr, HALF: tl.constexpr, CLASS_SUMS: tl.constexpr, NORMALISER: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_PROTO: tl.constexpr, STAGES: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
-    """Launch 1: programs 0 to ``programs`` - 1 sum rows into partials [programs, C, D + 2], the others normalise prototypes.
+    """Launch 1: programs 0 to ``programs`` - 1 sum rows into partials [programs, C, D + 2], the others normalise
+    prototypes.
 
     Grid (programs + ceil(K / 8), chunks of D). Program 0 also sets the counters of the later launches to zero.
     """
@@ -244,7 +276,7 @@ def sums_kernel(
     )
     program = tl.program_id(0)
     chunk = tl.program_id(1)
-    if program == 0:
+    if program == 0:  # noqa: SIM102
         if chunk == 0:
             tl.store(counter_ptr + tl.arange(0, 2), tl.zeros([2], tl.int32))
     if program < programs:
@@ -254,10 +286,10 @@ def sums_kernel(
         )  # fmt: skip
         if CLASS_SUMS:
             store_sums(partial_ptr + program * (C * (D + 2)), sums, n, q, chunk * BLOCK_D, C, D, DOT_C, BLOCK_D)
-        if NORMALISER:
+        if NORMALISER:  # noqa: SIM102
             if chunk == 0:
                 tl.store(normaliser_ptr + program, weight_sum)
-    elif HAS_PROTO:
+    elif HAS_PROTO:  # noqa: SIM102
         if chunk == 0:
             normalise_prototypes(
                 prototype_ptr, prototype_stride, bank_ptr, (program - programs) * 8, K, D, BLOCK_D, 8, HALF
@@ -276,10 +308,11 @@ def last_to_arrive(counter_ptr):
 
 @triton.jit(do_not_specialize=["programs"])
 def classes_kernel(
-    sums_ptr, ws_ptr, geo_weight_ptr, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight, programs,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr, BLOCK_D: tl.constexpr, HIGH_VALENCE: tl.constexpr,
-    REDUCE: tl.constexpr, STAGE: tl.constexpr, HAS_GEO_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr,
-    PROGRAMS: tl.constexpr, HALF: tl.constexpr, DTYPE: tl.constexpr,
+    sums_ptr, ws_ptr, geo_weight_ptr, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+    programs, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr,
+    BLOCK_D: tl.constexpr, HIGH_VALENCE: tl.constexpr, REDUCE: tl.constexpr, STAGE: tl.constexpr,
+    HAS_GEO_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr, PROGRAMS: tl.constexpr,
+    HALF: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """Launch 2: add the partial sums, COLUMNS columns a program; the program that ends last does the class stage.
 
@@ -296,9 +329,11 @@ def classes_kernel(
         for p0 in range(0, programs, PARTIALS):
             p = p0 + tl.arange(0, PARTIALS)
             mask = (p < programs)[:, None] & (column < C * (D + 2))[None, :]
-            total += tl.sum(tl.load(partial_ptr + p[:, None] * (C * (D + 2)) + column[None, :], mask=mask, other=0.0), 0)
+            total += tl.sum(
+                tl.load(partial_ptr + p[:, None] * (C * (D + 2)) + column[None, :], mask=mask, other=0.0), 0
+            )
         tl.store(sums_ptr + column, total, mask=column < C * (D + 2))
-    if STAGE:
+    if STAGE:  # noqa: SIM102
         if last_to_arrive(counter_ptr):
             if HAS_GEO_WEIGHT:
                 geo_weight = tl.load(geo_weight_ptr).to(tl.float32)
