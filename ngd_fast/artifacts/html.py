@@ -24,7 +24,9 @@ a { color: var(--mark); text-decoration: none; } a:hover { text-decoration: unde
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; margin: .4rem 0 1.2rem; font-size: .88rem; font-variant-numeric: tabular-nums; }
 caption { text-align: left; padding-bottom: .35rem; }
-th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var(--line); white-space: nowrap; }
+th, td { padding: .32rem .55rem; text-align: right; border-bottom: 1px solid var(--line); }
+th, td { vertical-align: top; white-space: nowrap; }
+td:last-child { white-space: normal; }
 th:first-child, td:first-child { text-align: left; padding-left: .2rem; }
 thead th { border-bottom: 2px solid var(--ink); font-weight: 600; }
 td.best { background: var(--best); font-weight: 600; }

@@ -52,10 +52,12 @@ class Report:
 
     def figure(self, name: str, drawn, caption: str) -> str:
         """Save the figure as PDF, SVG and PNG where there is a folder for it, and embed it."""
-        if self.viz is not None:
-            save_figure(drawn, self.viz / name)
+        if self.viz is None:
+            image = render(drawn, "svg")
+        else:
+            image = next(p for p in save_figure(drawn, self.viz / name) if p.suffix == ".svg").read_bytes()
         # at 96 pixels an inch a figure keeps the size of its letters
-        return html.figure(render(drawn, "svg"), "svg", caption, width=round(drawn.get_figwidth() * 96))
+        return html.figure(image, "svg", caption, width=round(drawn.get_figwidth() * 96))
 
 
 def _cell(summary: Mapping, best: bool) -> str:
@@ -301,29 +303,28 @@ def other_datasets(report: Report) -> str:
 
 
 def provenance(report: Report) -> str:
-    rows, tables = [], ""
+    made_by: dict[tuple[str, str, str], list[str]] = {}
+    tables = ""
     for r in report.every:
         fingerprint = r.fingerprint
         if fingerprint is None:
             continue
         environment = fingerprint.get("environment", {})
+        software = f"ngd_fast {environment.get('ngd_fast', '?')}, torch {environment.get('torch', '?')}"
         device = ", ".join(environment.get("devices") or ["CPU"])
-        rows.append(
-            [
-                escape(r.run),
-                escape(f"ngd_fast {environment.get('ngd_fast', '?')}, torch {environment.get('torch', '?')}"),
-                escape(device),
-                f"<code>{escape((fingerprint.get('commit') or 'none')[:18])}</code>",
-            ]
-        )
+        made_by.setdefault((software, device, (fingerprint.get("commit") or "none")[:18]), []).append(r.run)
         sums = [
             [escape(name), f"<code>{escape(entry['sha256'])}</code>"] for name, entry in fingerprint["files"].items()
         ]
         tables += html.table(["File", "SHA-256"], sums, caption=r.run)
-    if not rows:
+    if not made_by:
         return ""
+    rows = [
+        [escape(software), escape(device), f"<code>{escape(commit)}</code>", escape(", ".join(dict.fromkeys(runs)))]
+        for (software, device, commit), runs in made_by.items()
+    ]
     text = "<p><code>ngd-fast verify</code> checks these sums and derives every metric and table again.</p>"
-    return text + html.table(["Run", "Software", "Device", "Commit"], rows) + html.details("Checksums", tables)
+    return text + html.table(["Software", "Device", "Commit", "Runs"], rows) + html.details("Checksums", tables)
 
 
 def responsible_use(report: Report) -> str:

@@ -66,7 +66,7 @@ def render(figure, kind: str, dpi: int = 150) -> bytes:
         if figure.get_layout_engine() is not None:
             # the layout costs more than the drawing: once is enough for all kinds
             figure.draw_without_rendering()
-            figure.set_layout_engine("none")
+            figure.set_layout_engine(None)
         figure.savefig(buffer, format=kind, dpi=dpi, metadata=_METADATA[kind])
     return buffer.getvalue()
 

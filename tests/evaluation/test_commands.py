@@ -1,0 +1,220 @@
+"""``ngd-fast evaluate``, ``predict`` and ``export --model-card`` as they are called."""
+
+import csv
+import json
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from ngd_fast.artifacts.files import read_json, write_sums
+from ngd_fast.artifacts.verify import verify
+from ngd_fast.cli import main
+from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.faces.classes import CLASS_NAMES
+from ngd_fast.student.networks import build_student
+from ngd_fast.student.weights import save_student
+
+
+def call(*arguments):
+    with pytest.raises(SystemExit) as stop:
+        main([str(a) for a in arguments])
+    return stop.value.code
+
+
+def error_of(capsys):
+    lines = capsys.readouterr().err.strip().splitlines()
+    assert not any("Traceback" in line for line in lines)
+    return next(line for line in lines if line.startswith(("error:", "Error:")))
+
+
+@pytest.fixture(scope="module")
+def ckpt(tmp_path_factory):
+    """A run folder with an untrained student and its sums."""
+    torch.manual_seed(0)
+    folder = tmp_path_factory.mktemp("outs") / "B1_seed7"
+    meta = {
+        "arch": "resnet18-w16", "class_names": CLASS_NAMES, "image_size": 32, "mean": 0.5, "std": 0.25,
+        "embedding_dim": 256, "logit_scale": 1.0, "epoch": 1, "config_name": "B1", "seed": 7,
+    }  # fmt: skip
+    save_student(folder / "student_best.safetensors", build_student("resnet18-w16").state_dict(), meta)
+    write_sums(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def faces(tmp_path_factory):
+    """Twelve faces as NPZ, class folders, and CSV with AffectNet's numbers; no one shows disgust or contempt."""
+    root = tmp_path_factory.mktemp("faces")
+    images = np.random.default_rng(0).integers(0, 256, (12, 24, 24), dtype=np.uint8)
+    names = [CLASS_NAMES[c] for c in (0, 1, 2, 3, 4, 6) * 2]
+    dist = np.eye(8, dtype=np.float32)[[CLASS_NAMES.index(n) for n in names]]
+    np.savez(root / "toy.npz", images=images, label_dist=dist, names=np.array([f"{i}.png".encode() for i in range(12)]))
+    lines = ["filepath,label"]
+    affectnet = {"neutral": 0, "happiness": 1, "sadness": 2, "surprise": 3, "fear": 4, "anger": 6}
+    for i, (image, name) in enumerate(zip(images, names)):
+        (root / "tree" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(root / "tree" / name / f"{i}.png")
+        lines.append(f"{name}/{i}.png,{affectnet[name]}")
+    (root / "list.csv").write_text("\n".join(lines) + "\n")
+    (root / "map.json").write_text(json.dumps(affectnet))
+    return root
+
+
+def test_npz_csv_and_folder_give_the_same(ckpt, faces, tmp_path, capsys):
+    sources = {
+        "npz": ["--npz", faces / "toy.npz"],
+        "csv": ["--csv", faces / "list.csv", "--image-root", faces / "tree", "--class-map", faces / "map.json"],
+        "folder": ["--folder", faces / "tree"],
+    }
+    found = {}
+    for kind, source in sources.items():
+        out = tmp_path / kind
+        assert (
+            call("evaluate", "--ckpt", ckpt, *source, "--outs-dir", out, "--bootstrap", "20", "--dataset", "toy") == 0
+        )
+        found[kind] = read_json(out / "metrics.json")
+        assert verify(out)[0].problems == []
+    for kind in ("csv", "folder"):
+        for protocol in ("eight_way", "present_only"):
+            one, other = found[kind][protocol], found["npz"][protocol]
+            assert one["confusion"] == other["confusion"], kind
+            # a folder's rows come in another order, which the last bits and the resamples show
+            for name in ("macro_f1", "auroc_macro", "ece"):
+                assert one[name] == pytest.approx(other[name], abs=1e-9), (kind, name)
+    metrics = found["npz"]
+    # the run has no metrics.json of its own: its student's metadata say what it is
+    assert (metrics["variant"], metrics["seed"], metrics["dataset"]) == ("B1", 7, "toy")
+    assert metrics["eight_way"]["absent"] == ["disgust", "contempt"]
+    assert metrics["present_only"]["n"] == 12
+    assert {"confmat.png", "confmat_present.png", "per_class.csv"} <= {p.name for p in (tmp_path / "npz").iterdir()}
+    rows = list(csv.DictReader((tmp_path / "npz" / "per_class.csv").open()))
+    assert {r["class"] for r in rows} == set(CLASS_NAMES) - {"disgust", "contempt"}
+    assert float(rows[0]["recall"]) == pytest.approx(metrics["eight_way"]["per_class"]["neutral"]["recall"])
+    shown = capsys.readouterr().out
+    assert "8-way" in shown
+    assert "present-only" in shown
+
+
+def test_flip_tta_and_image_size_reach_the_network(ckpt, faces, tmp_path):
+    for name, flags in {"plain": [], "flip": ["--flip-tta"], "large": ["--img-size", "48"]}.items():
+        out = tmp_path / name
+        call("evaluate", "--ckpt", ckpt, "--npz", faces / "toy.npz", "--outs-dir", out, "--bootstrap", 0, *flags)
+    logits = {n: Predictions.load(tmp_path / n / "predictions.npz").logits for n in ("plain", "flip", "large")}
+    assert not np.allclose(logits["plain"], logits["flip"], atol=1e-6)
+    assert not np.allclose(logits["plain"], logits["large"], atol=1e-6)
+    assert read_json(tmp_path / "flip" / "metrics.json")["flip_tta"] is True
+
+
+def test_tables_and_choice_from_the_command_line(suite, tmp_path, capsys):
+    assert call("evaluate", "table", suite, "--out", tmp_path / "viz") == 0
+    assert (tmp_path / "viz" / "ablation_lite.tex").exists()
+    assert "ablation_lite: faces_valid" in capsys.readouterr().out
+    assert call("evaluate", "select", suite, "--out", tmp_path / "choice.json") == 0
+    choice = read_json(tmp_path / "choice.json")
+    assert choice["selected_on"] == "validation"
+    assert choice["runs"][0]["variant"] == "B3"
+    assert capsys.readouterr().out.splitlines()[-1] == choice["runs"][0]["run"]
+    assert call("evaluate", "select", suite, "--select-on-test") == 2
+    assert "no evaluations on test sets" in error_of(capsys)
+
+
+def test_choosing_on_test_sets_says_so(ckpt, faces, tmp_path, capsys):
+    call("evaluate", "--ckpt", ckpt, "--npz", faces / "toy.npz", "--outs-dir", tmp_path / "x", "--bootstrap", 0)
+    capsys.readouterr()
+    assert call("evaluate", "select", tmp_path / "x", "--select-on-test") == 0
+    shown = capsys.readouterr()
+    assert "TEST SETS" in shown.out
+    assert "no longer an unbiased estimate" in shown.err
+
+
+def test_predict_images_folders_and_lists(ckpt, faces, tmp_path, capsys):
+    one = faces / "tree" / "fear" / "5.png"
+    assert call("predict", "--ckpt", ckpt, one, faces / "tree" / "fear", faces / "toy.npz", "--batch-size", 4) == 0
+    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert len(rows) == 1 + 2 + 12
+    assert rows[0] == rows[2] | {"image": rows[0]["image"]}, "the same image in another batch"
+    for row in rows:
+        probabilities = {name: float(row[name]) for name in CLASS_NAMES}
+        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
+        assert probabilities[row["top_class"]] == float(row["confidence"]) == max(probabilities.values())
+    # labels in the list are of no concern: no class map is needed
+    assert call(
+        "predict", "--ckpt", ckpt, faces / "list.csv", "--image-root", faces / "tree", "--out", tmp_path / "p.json"
+    ) == 0  # fmt: skip
+    assert len(read_json(tmp_path / "p.json")) == 12
+
+
+def test_a_broken_image_stops_or_is_left_out(ckpt, faces, tmp_path, capsys):
+    (tmp_path / "a.png").write_bytes((faces / "tree" / "fear" / "5.png").read_bytes())
+    (tmp_path / "b.png").write_bytes(b"no image")
+    assert call("predict", "--ckpt", ckpt, tmp_path) == 2
+    assert "b.png: not a readable image" in error_of(capsys)
+    assert call("predict", "--ckpt", ckpt, tmp_path, "--skip-bad") == 0
+    assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
+    assert call("export", run, "--model-card", tmp_path / "card.md") == 0
+    card = (tmp_path / "card.md").read_text()
+    accuracy = read_json(run / "metrics.json")["valid"]["eight_way"]["accuracy"]
+    assert f"{100 * accuracy:.2f} [" in card
+    assert "- [ ] Reported with and without D-Geo" in card
+    assert "- [x] Both protocols reported" in card
+    assert "Diagnosis" in card
+    assert call("export", run, "--model-card", tmp_path / "card.md", "--with", suite / "B2_seed1") == 0
+    assert "- [x] Reported with and without D-Geo (against B2)" in (tmp_path / "card.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate"], "give --ckpt and one of --npz"),
+        (["evaluate", "--ckpt", "{ckpt}"], "give --ckpt and one of --npz"),
+        (["evaluate", "--ckpt", "none", "--npz", "{faces}/toy.npz"], "no such student"),
+        (["evaluate", "--ckpt", "{ckpt}", "--npz", "none.npz"], "none.npz: no such file"),
+        (["evaluate", "--ckpt", "{ckpt}", "--csv", "{faces}/list.csv"], "give --class-map"),
+        (["evaluate", "--ckpt", "{ckpt}", "--npz", "{faces}/toy.npz", "--device", "tpu"], "device tpu"),
+        (["evaluate", "--predictions", "{faces}/toy.npz"], "lacks logits"),
+        (["predict", "--ckpt", "{ckpt}", "none.png"], "none.png: no such image"),
+        (["predict", "--ckpt", "{ckpt}", "{faces}/tree", "--out", "x.txt"], "must end in .csv or .json"),
+        (["export", "none", "--onnx", "x.onnx"], "no such student"),
+        (["report", "none"], "no such run folder"),
+        (["verify", "none"], "no such folder"),
+    ],
+)
+def test_faults_get_one_line_and_exit_code_2(arguments, message, ckpt, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert call(*(a.format(ckpt=ckpt, faces=faces) for a in arguments)) == 2
+    assert message in error_of(capsys)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_labels_that_are_not_in_the_map(ckpt, faces, tmp_path, capsys):
+    (tmp_path / "map.json").write_text('{"neutral": 0, "happiness": 1}')
+    source = ["--csv", faces / "list.csv", "--image-root", faces / "tree", "--class-map", tmp_path / "map.json"]
+    assert call("evaluate", "--ckpt", ckpt, *source) == 2
+    assert "is not in the class map" in error_of(capsys)
+
+
+def test_a_student_that_was_touched(ckpt, faces, tmp_path, capsys):
+    run = tmp_path / "run"
+    run.mkdir()
+    for file in ckpt.iterdir():
+        (run / file.name).write_bytes(file.read_bytes())
+    weights = bytearray((run / "student_best.safetensors").read_bytes())
+    weights[-1] ^= 1
+    (run / "student_best.safetensors").write_bytes(weights)
+    assert call("evaluate", "--ckpt", run, "--npz", faces / "toy.npz") == 2
+    assert "is not the file that its run wrote" in error_of(capsys)
+
+
+def test_predictions_with_nan(make_predictions, tmp_path, capsys):
+    predictions = make_predictions()
+    predictions.save(tmp_path / "p.npz")
+    arrays = dict(np.load(tmp_path / "p.npz"))
+    arrays["logits"][3, 0] = np.nan
+    np.savez(tmp_path / "p.npz", **arrays)
+    assert call("evaluate", "--predictions", tmp_path / "p.npz", "--outs-dir", tmp_path / "x") == 2
+    assert "NaN or infinite logits, the first is row 3" in error_of(capsys)

@@ -1,0 +1,130 @@
+import json
+
+import numpy as np
+import pytest
+
+from ngd_fast.errors import UserError
+from ngd_fast.evaluation.figure_style import render, save_figure
+from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
+from ngd_fast.evaluation.figures_features import (
+    class_geometry,
+    distance_figure,
+    embed,
+    embedding_figure,
+    geometry_figure,
+    sample_rows,
+)
+from ngd_fast.evaluation.figures_training import ramp_window, read_log, terms_figure, timeline_figure
+from ngd_fast.evaluation.metrics import evaluate_predictions
+from ngd_fast.evaluation.predictions import Predictions
+
+pytest.importorskip("matplotlib")
+
+
+def texts(figure):
+    from matplotlib.text import Text
+
+    return [t.get_text() for t in figure.findobj(Text) if t.get_text()]
+
+
+def test_confusion_shows_counts_and_shares(make_predictions):
+    predictions = make_predictions((50, 40, 30, 20, 20, 0, 10, 0))
+    blocks = evaluate_predictions(predictions, bootstrap=0)
+    shown = texts(confusion_figure(blocks["eight_way"], predictions.class_names))
+    right = blocks["eight_way"]["confusion"][0][0]
+    assert f"{100 * right / 50:.1f}" in shown
+    assert str(right) in shown
+    assert shown.count("no samples") == 2
+    present = texts(confusion_figure(blocks["present_only"], predictions.class_names))
+    assert "disgust" not in present
+    assert "no samples" not in present
+
+
+def test_the_same_figure_gives_the_same_bytes(make_predictions, tmp_path):
+    block = evaluate_predictions(make_predictions(), bootstrap=5)["eight_way"]
+    draw = lambda: per_class_figure({"B0": block}, make_predictions().class_names)  # noqa: E731
+    for kind, start in (("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")):
+        image = render(draw(), kind)
+        assert image.startswith(start)
+        assert image == render(draw(), kind), kind
+    paths = save_figure(draw(), tmp_path / "f")
+    assert [p.name for p in paths] == ["f.pdf", "f.svg", "f.png"]
+
+
+def test_reliability_states_the_ece_of_the_metrics(make_predictions):
+    predictions = make_predictions()
+    expected = evaluate_predictions(predictions, bootstrap=0)["eight_way"]["ece"]
+    assert f"B0\nECE {100 * expected:.1f} %" in texts(reliability_figure({"B0": predictions}))
+
+
+def test_class_geometry_by_hand():
+    features = np.array([[2.0, 0.0], [0.0, 1.0], [-3.0, 0.0], [5.0, 0.0]])
+    geometry = class_geometry(features, np.array([0, 0, 2, -1]), 4)
+    # class 0: unit vectors e1 and e2 around (1/2, 1/2); class 2: the one vector -e1
+    np.testing.assert_allclose(geometry["variance"], [0.5, np.nan, 0.0, np.nan])
+    assert geometry["distance"][0, 2] == pytest.approx(np.sqrt(1.5**2 + 0.5**2))
+    np.testing.assert_allclose(geometry["nearest"][[0, 2]], geometry["distance"][0, 2])
+    assert np.isnan(geometry["nearest"][[1, 3]]).all()
+
+
+def test_rows_for_the_embedding_keep_rare_classes():
+    labels = np.repeat([0, 1, 2, -1], [1000, 900, 12, 50])
+    rows = sample_rows(labels, 200, seed=0)
+    counts = np.bincount(labels[rows], minlength=3)
+    assert (labels[rows] >= 0).all()
+    assert counts[2] >= 10
+    assert abs(counts[0] - 105) < 10
+    assert np.array_equal(rows, sample_rows(labels, 200, seed=0))
+
+
+def test_embedding_separates_what_is_separate():
+    rng = np.random.default_rng(0)
+    features = np.concatenate([rng.normal(size=(30, 8)), rng.normal(size=(30, 8)) + 20])
+    points = embed(features, seed=1)
+    assert np.array_equal(points, embed(features, seed=1))
+    centers = points[:30].mean(axis=0), points[30:].mean(axis=0)
+    spread = max(points[:30].std(), points[30:].std())
+    assert np.linalg.norm(centers[0] - centers[1]) > 2 * spread
+    with pytest.raises(ValueError, match="method must be"):
+        embed(features, method="pca")
+
+
+def test_feature_figures(make_predictions):
+    both = {"B0": make_predictions(signal=1), "B3": make_predictions(signal=2)}
+    assert {"B0", "B3", "fear"} <= set(texts(embedding_figure(both, most=80)))
+    assert "cap 0.5" in texts(geometry_figure(both, var_cap=0.5, margin=0.7))
+    assert "distance of class means" in texts(distance_figure(both))
+    p = both["B0"]
+    bare = Predictions(p.logits, p.labels, p.names, p.class_names, p.dataset)
+    for draw in (embedding_figure, geometry_figure, distance_figure):
+        with pytest.raises(UserError, match="saved without features"):
+            draw({"B1": bare})
+
+
+def test_timeline_marks_the_ramp(suite):
+    logs = {v: [read_log(suite / f"{v}_seed{s}" / "log.jsonl") for s in (1, 2)] for v in ("B0", "B3")}
+    assert ramp_window(logs["B3"]) == (1, 3)
+    flat = [[{**e, "geo_weight": 0.0} for e in run] for run in logs["B0"]]
+    assert ramp_window(flat) is None
+    figure = timeline_figure(logs)
+    assert "D-Geo ramp" in texts(figure)
+    lines = figure.axes[2].get_lines()
+    assert max(line.get_ydata().max() for line in lines) == pytest.approx(0.6)
+    assert "KD" not in texts(terms_figure(logs)), "terms that were not logged are not drawn"
+
+
+def test_a_log_that_is_none(tmp_path):
+    log = tmp_path / "log.jsonl"
+    log.write_text(json.dumps({"event": "epoch", "epoch": 1}) + "\nnonsense\n")
+    with pytest.raises(UserError, match="line 2 is not a log entry"):
+        read_log(log)
+    with pytest.raises(UserError, match="no such log"):
+        read_log(tmp_path / "none.jsonl")
+
+
+def test_umap_is_an_extra():
+    try:
+        import umap  # noqa: F401
+    except ImportError:
+        with pytest.raises(UserError, match=r"ngd-fast\[umap\]"):
+            embed(np.zeros((5, 2)), method="umap")
