@@ -1,15 +1,16 @@
-// The mathematics of one row and of one class (arXiv 2509.11916, section 4.3), written once for the C++ and the CUDA backend.
+// The mathematics of one row and of one class (arXiv 2509.11916, section 4.3), written once for the C++ and the CUDA
+// backend.
 //
-// `A` is what a row is computed in: float, double, or a vector with one row in each lane (csrc/cpu). So nothing branches on
-// a row's values; `select(condition, a, b)` takes a where the condition holds. exp and log are found by the type of their
-// argument. This header includes nothing, because csrc/cpu includes it once for each instruction set: include <cmath> and
-// <cstdint> before it.
+// `A` is what a row is computed in: float, double, or a vector with one row in each lane (csrc/cpu). So nothing branches
+// on a row's values: `select(condition, a, b)` takes a where the condition holds. For a vector, select, exp and log must be
+// declared in this namespace before this header is included. It includes nothing itself, because csrc/cpu includes it once
+// for each instruction set: include <cmath> and <cstdint> before it.
 #pragma once
 
 #if defined(__CUDACC__)
 #define NGD_INLINE __host__ __device__ __forceinline__
 #define NGD_LAMBDA
-#else
+#elif !defined(NGD_INLINE)
 #define NGD_INLINE inline __attribute__((always_inline))
 #define NGD_LAMBDA __attribute__((always_inline))
 #endif
@@ -21,6 +22,9 @@ constexpr int64_t kIgnoreIndex = -100, kNoLabel = -1;
 // What a call reports of its input, together with NaN in the terms concerned.
 enum Flags : int { kBadLabel = 1, kBadTarget = 2, kNotFinite = 4 };
 
+using std::exp;
+using std::log;
+using std::sqrt;
 NGD_INLINE float select(bool condition, float a, float b) { return condition ? a : b; }
 NGD_INLINE double select(bool condition, double a, double b) { return condition ? a : b; }
 
@@ -29,7 +33,6 @@ NGD_INLINE double select(bool condition, double a, double b) { return condition 
 // 1 / norm from the squared norm; 0 where the row counts as zero.
 template <typename A>
 NGD_INLINE A inverse_norm(A square) {
-  using std::sqrt;
   return square <= A(kNormEps * kNormEps) ? A(0) : A(1) / sqrt(square);
 }
 
@@ -67,9 +70,7 @@ struct LogSum {
   A largest, log_rest;
   template <typename X>
   static NGD_INLINE LogSum of(const X& x, int count) {
-    using std::exp;
-    using std::log;
-    A largest = x(0);
+        A largest = x(0);
     for (int i = 1; i < count; ++i) largest = select(x(i) > largest, x(i), largest);
     A sum = exp(x(0) - largest);
     for (int i = 1; i < count; ++i) sum = sum + exp(x(i) - largest);
@@ -105,7 +106,6 @@ struct RowScales {
 template <typename A, typename Scalar, typename S, typename Z, typename Wanted, typename Teacher, typename Out>
 NGD_INLINE void logits_row(const S& s, const RowScales<Scalar>& scales, bool has_kd, bool want_grad, const Z& z,
                            const Wanted& wanted, const Teacher& teacher, const Out& out, RowTerms<A>& terms) {
-  using std::exp;
   const A zero = A{} * Scalar(0);
   LogSum<A> all = LogSum<A>::of(z, s.classes);
   A mass = zero;
@@ -144,8 +144,6 @@ NGD_INLINE void logits_row(const S& s, const RowScales<Scalar>& scales, bool has
 template <typename A, typename Scalar, typename S, typename Cosine, typename Prior, typename LogPrior, typename Out>
 NGD_INLINE void proto_row(const S& s, const RowScales<Scalar>& scales, int count, bool want_grad, const Cosine& cosine,
                           const Prior& prior, const LogPrior& log_prior, const Out& out, RowTerms<A>& terms) {
-  using std::exp;
-  using std::log;
   const A zero = A{} * Scalar(0);
   const Scalar cold = Scalar(1 / s.proto_temperature);
   A largest = cosine(0) * cold;

@@ -69,8 +69,8 @@ struct Stages {
 
 struct Kernels {
   const char* name;
-  Stages<float> single;
-  Stages<double> twice;
+  Stages<float> in_float;
+  Stages<double> in_double;
 };
 
 extern const Kernels baseline_kernels, avx2_kernels, avx512_kernels;

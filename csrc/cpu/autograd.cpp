@@ -1,0 +1,143 @@
+// ngd_fast::objective: objective_fwd with a gradient, for every device that has it, in eager mode and under torch.compile.
+#include <ATen/ATen.h>
+#include <ATen/core/dispatch/Dispatcher.h>
+#include <torch/csrc/autograd/custom_function.h>
+#include <torch/custom_class.h>
+#include <torch/library.h>
+
+namespace ngd_fast {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+using ForwardSignature = std::tuple<Tensor, Tensor, Tensor>(
+    const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
+    const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, int64_t, at::IntArrayRef, double, double,
+    double, int64_t, bool, double, double, double, double, double, double, double, double, bool, bool);
+
+// What a call has beside features and logits, and the gradients that its forward pass left.
+struct Call : torch::CustomClassHolder {
+  MaybeTensor target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight, class_sums;
+  int64_t num_classes;
+  std::vector<int64_t> high_valence;
+  double label_smoothing, kd_weight, kd_temperature;
+  int64_t kd_mode;
+  bool kd_scale_by_t2;
+  double proto_weight, proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale;
+  bool want_features_grad, want_logits_grad;
+  Tensor grad_features, grad_logits;
+
+  // Terms; keeps the gradients.
+  Tensor run(const MaybeTensor& features, const MaybeTensor& logits) {
+    static const auto op =
+        c10::Dispatcher::singleton().findSchemaOrThrow("ngd_fast::objective_fwd", "").typed<ForwardSignature>();
+    at::AutoDispatchBelowADInplaceOrView below_autograd;
+    Tensor terms;
+    std::tie(terms, grad_features, grad_logits) = op.call(
+        features, logits, target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight, class_sums,
+        num_classes, high_valence, label_smoothing, kd_weight, kd_temperature, kd_mode, kd_scale_by_t2, proto_weight,
+        proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale, want_features_grad,
+        want_logits_grad);
+    return terms;
+  }
+};
+
+Tensor total_of(const Tensor& terms) {
+  // No autograd view: total has its own history, terms have none.
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  return terms.select(0, 0);
+}
+
+// Real tensors are ours alone and are scaled where they lie, without asking the device for the factor. Traced ones (fake,
+// functional, or under a dispatch mode) become a product that torch.compile fuses into what follows.
+Tensor scaled(Tensor gradient, const Tensor& factor) {
+  if (gradient.unsafeGetTensorImpl()->is_python_dispatch() || c10::impl::dispatch_mode_enabled() ||
+      gradient.key_set().has(c10::DispatchKey::Functionalize))
+    return (gradient * factor).to(gradient.scalar_type());
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow("ngd_fast::scale_", "")
+                             .typed<void(Tensor&, const Tensor&)>();
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  op.call(gradient, factor);
+  return gradient;
+}
+
+class Objective : public torch::autograd::Function<Objective> {
+ public:
+  static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const MaybeTensor& features,
+                                                const MaybeTensor& logits, const c10::intrusive_ptr<Call>& call) {
+    Tensor terms = call->run(features, logits);
+    context->save_for_backward({features.value_or(Tensor()), logits.value_or(Tensor())});
+    context->saved_data["call"] = c10::IValue::make_capsule(call);
+    context->mark_non_differentiable({terms});
+    return {total_of(terms), terms};
+  }
+
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* context,
+                                                 const torch::autograd::variable_list& grad_outputs) {
+    TORCH_CHECK(!at::GradMode::is_enabled(),
+                "the fused objective has no second derivative (create_graph=True): its gradient was computed in the forward "
+                "pass; use backend='reference'");
+    auto capsule = context->saved_data["call"].toCapsule();
+    auto& call = static_cast<Call&>(*capsule);
+    const auto saved = context->get_saved_variables();  // raises where the graph has been freed
+    // A second backward through a retained graph: the first one gave the gradients away.
+    if ((call.want_features_grad && !call.grad_features.defined()) || (call.want_logits_grad && !call.grad_logits.defined()))
+      call.run(saved[0].defined() ? MaybeTensor(saved[0]) : MaybeTensor(),
+               saved[1].defined() ? MaybeTensor(saved[1]) : MaybeTensor());
+    const Tensor factor = grad_outputs[0];
+    Tensor features, logits;
+    if (call.want_features_grad) features = scaled(std::exchange(call.grad_features, Tensor()), factor);
+    if (call.want_logits_grad) logits = scaled(std::exchange(call.grad_logits, Tensor()), factor);
+    return {features, logits, Tensor()};
+  }
+};
+
+std::tuple<Tensor, Tensor> objective(
+    const MaybeTensor& features, const MaybeTensor& logits, const MaybeTensor& target, const MaybeTensor& prototypes,
+    const MaybeTensor& prior, const MaybeTensor& labels, const MaybeTensor& teacher_logits, const MaybeTensor& class_weight,
+    const MaybeTensor& geo_weight, const MaybeTensor& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
+    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
+    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
+    double var_weight, double margin_weight, double geo_grad_scale) {
+  auto call = c10::make_intrusive<Call>();
+  call->target = target;
+  call->prototypes = prototypes;
+  call->prior = prior;
+  call->labels = labels;
+  call->teacher_logits = teacher_logits;
+  call->class_weight = class_weight;
+  call->geo_weight = geo_weight;
+  call->class_sums = class_sums;
+  call->num_classes = num_classes;
+  call->high_valence = high_valence.vec();
+  call->label_smoothing = label_smoothing;
+  call->kd_weight = kd_weight;
+  call->kd_temperature = kd_temperature;
+  call->kd_mode = kd_mode;
+  call->kd_scale_by_t2 = kd_scale_by_t2;
+  call->proto_weight = proto_weight;
+  call->proto_temperature = proto_temperature;
+  call->geo_weight_value = geo_weight_value;
+  call->var_cap = var_cap;
+  call->margin = margin;
+  call->var_weight = var_weight;
+  call->margin_weight = margin_weight;
+  call->geo_grad_scale = geo_grad_scale;
+  const auto wants = [](const MaybeTensor& t) {
+    return at::GradMode::is_enabled() && t.has_value() && t->defined() && t->requires_grad();
+  };
+  call->want_features_grad = wants(features);
+  call->want_logits_grad = wants(logits);
+  if (!call->want_features_grad && !call->want_logits_grad) {
+    Tensor terms = call->run(features, logits);
+    return {total_of(terms), terms};
+  }
+  auto outputs = Objective::apply(features, logits, call);
+  return {outputs[0], outputs[1]};
+}
+
+}  // namespace
+}  // namespace ngd_fast
+
+TORCH_LIBRARY_IMPL(ngd_fast, CompositeImplicitAutograd, m) { m.impl("objective", TORCH_FN(ngd_fast::objective)); }

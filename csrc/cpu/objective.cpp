@@ -1,0 +1,285 @@
+// objective_fwd, geo_sums and scale_ for CPU tensors: checks, allocates, shares the work among threads.
+//
+// The rows are cut into chunks (class sums) and blocks (everything else) whose size depends on the shapes alone, and partial
+// sums are added in their order: the result is the same, bit for bit, for any number of threads.
+#include <ATen/ATen.h>
+#include <ATen/Parallel.h>
+#include <torch/library.h>
+
+#include <memory>
+#include <type_traits>
+#include <vector>
+
+#include "../objective.h"
+#include "objective_cpu.h"
+
+namespace ngd_fast::cpu {
+namespace {
+
+using at::Tensor;
+using MaybeTensor = std::optional<Tensor>;
+
+bool given(const MaybeTensor& t) { return t.has_value() && t->defined(); }
+
+Type type_of(const Tensor& t, const char* name) {
+  switch (t.scalar_type()) {
+    case at::kFloat: return Type::kFloat32;
+    case at::kDouble: return Type::kFloat64;
+    case at::kHalf: return Type::kFloat16;
+    case at::kBFloat16: return Type::kBFloat16;
+    default: TORCH_CHECK_TYPE(false, name, ": wanted float32, bfloat16, float16 or float64, got ", t.scalar_type());
+  }
+}
+
+// A tensor as a matrix of this shape; `owner` keeps the copy alive where its columns were not side by side.
+Matrix matrix(const MaybeTensor& maybe, const char* name, int64_t rows, int64_t columns, std::vector<Tensor>& owner) {
+  if (!given(maybe)) return {};
+  const Tensor& t = *maybe;
+  const bool fits = t.dim() == 2 ? t.size(0) == rows && t.size(1) == columns : t.dim() == 1 && t.size(0) == columns;
+  TORCH_CHECK_VALUE(fits, name, ": wanted shape [", rows, ", ", columns, "], got ", t.sizes());
+  TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": wanted a CPU tensor, got one on ", t.device());
+  const Tensor usable = columns > 1 && t.stride(-1) != 1 ? t.contiguous() : t;
+  owner.push_back(usable);
+  return {usable.const_data_ptr(), type_of(t, name), t.dim() == 2 ? usable.stride(0) : 0};
+}
+
+const int64_t* indices(const MaybeTensor& maybe, const char* name, int64_t rows, std::vector<Tensor>& owner) {
+  if (!given(maybe)) return nullptr;
+  TORCH_CHECK_TYPE(maybe->scalar_type() == at::kLong, name, ": wanted int64 class indices, got ", maybe->scalar_type());
+  TORCH_CHECK_VALUE(maybe->dim() == 1 && maybe->size(0) == rows, name, ": wanted shape [", rows, "], got ", maybe->sizes());
+  TORCH_CHECK_VALUE(maybe->device().is_cpu(), name, ": wanted a CPU tensor, got one on ", maybe->device());
+  owner.push_back(maybe->contiguous());
+  // An empty tensor may have no address; null means absent.
+  static const int64_t none = 0;
+  return rows ? owner.back().const_data_ptr<int64_t>() : &none;
+}
+
+template <typename A>
+const Stages<A>& stages() {
+  if constexpr (std::is_same_v<A, float>)
+    return kernels().in_float;
+  else
+    return kernels().in_double;
+}
+
+// Rows of a chunk of class sums. A chunk costs a pass over [C, D] to clear and one to add, so it has several rows a class.
+int64_t chunk_rows(int64_t rows, int classes) {
+  return std::max({int64_t(64), int64_t(4) * classes, (rows + 63) / 64});
+}
+
+// Runs body(i, scratch) for i in [0, count) in pieces of at least `grain`.
+template <typename A, typename Body>
+void parallel(int64_t count, int64_t grain, int64_t scratch_size, const Body& body) {
+  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
+    const std::unique_ptr<A[]> scratch(new A[size_t(scratch_size)]);
+    for (int64_t i = begin; i < end; ++i) body(i, scratch.get());
+  });
+}
+
+// Class sums and CE's divisor over all rows; returns flags. `sums` may be null where there is no D-Geo to sum for.
+template <typename A>
+int sum_rows(const Args& args, A* sums, double* ce_divisor) {
+  const int64_t size = args.classes * (padded(args.dim) + 2), chunk = chunk_rows(args.rows, args.classes);
+  const int64_t chunks = (args.rows + chunk - 1) / chunk;
+  const bool accumulate = args.labels && !args.class_sums.data;
+  if (accumulate) std::fill(sums, sums + size, A(0));
+  *ce_divisor = 0;
+  const std::unique_ptr<A[]> partial(new A[size_t(accumulate && chunks > 1 ? chunks * size : 1)]);
+  std::vector<double> weights(size_t(chunks), 0.0);
+  std::vector<int> flags(size_t(chunks), 0);
+  parallel<A>(chunks, 1, stages<A>().scratch_size(args), [&](int64_t i, A* scratch) {
+    A* to = !accumulate ? nullptr : chunks > 1 ? partial.get() + i * size : sums;
+    stages<A>().sums(args, i * chunk, std::min(args.rows, (i + 1) * chunk), to, &weights[i], &flags[i], scratch);
+  });
+  int all_flags = 0;
+  for (int64_t i = 0; i < chunks; ++i) {
+    *ce_divisor += weights[i];
+    all_flags |= flags[i];
+  }
+  if (accumulate && chunks > 1)
+    for (int64_t j = 0; j < size; ++j) {
+      A sum = 0;
+      for (int64_t i = 0; i < chunks; ++i) sum += partial[i * size + j];
+      sums[j] = sum;
+    }
+  return all_flags;
+}
+
+template <typename A>
+void compute(Args& args, A* terms) {
+  const int64_t width = padded(args.dim), n = args.classes, k = args.prototype_count;
+  const bool geo = args.labels != nullptr;
+  const int64_t sizes[] = {geo ? n * (width + 2) : 0, geo ? n * width : 0, geo ? n * width : 0, geo ? n * n : 0,
+                           k * width,                 width * padded(k),   2 * k};
+  int64_t total = 0;
+  for (int64_t size : sizes) total += size;
+  const std::unique_ptr<A[]> memory(new A[size_t(total + 1)]);
+  Shared<A> shared{};
+  A** const parts[] = {&shared.sums, &shared.mean,         &shared.class_gradient, &shared.distance,
+                       &shared.bank, &shared.bank_columns, &shared.prior};
+  A* next = memory.get();
+  for (int i = 0; i < 7; ++i) {
+    *parts[i] = next;
+    next += sizes[i];
+  }
+
+  int flags = 0;
+  if (geo || args.target) flags = sum_rows<A>(args, shared.sums, &shared.ce_divisor);
+  if (geo) {
+    if (args.class_sums.data) {
+      for (int64_t c = 0; c < n; ++c) {
+        // [C, D + 2] into rows of padded(D) + 2; objective_fwd has converted them to A.
+        const A* from = static_cast<const A*>(args.class_sums.data) + c * args.class_sums.stride;
+        A* to = shared.sums + c * (width + 2);
+        std::copy(from, from + args.dim, to);
+        std::fill(to + args.dim, to + width, A(0));
+        std::copy(from + args.dim, from + args.dim + 2, to + width);
+      }
+    }
+    stages<A>().classes(args, shared);
+  }
+  if (args.prototypes.data) stages<A>().bank(args, shared);
+
+  const int64_t blocks = (args.rows + kBlockRows - 1) / kBlockRows;
+  const std::unique_ptr<double[]> partial(new double[size_t(3 * blocks + 1)]);
+  parallel<A>(blocks, 2, stages<A>().scratch_size(args), [&](int64_t i, A* scratch) {
+    const int64_t begin = i * kBlockRows;
+    stages<A>().rows(args, shared, begin, std::min(args.rows, begin + kBlockRows), partial.get() + 3 * i, scratch);
+  });
+  double sums[3] = {};
+  for (int64_t i = 0; i < 3 * blocks; ++i) sums[i % 3] += partial[i];
+  const auto scales = RowScales<double>::of(args, double(args.rows), args.target ? shared.ce_divisor : double(args.rows));
+  write_terms(args, args.logits.data ? sums[0] * scales.ce : 0.0, args.teacher_logits.data ? sums[1] * scales.kd : 0.0,
+              args.prototypes.data ? sums[2] * scales.proto : 0.0, shared.geo_var, shared.geo_margin, args.geo_weight, flags,
+              terms);
+  TORCH_CHECK_INDEX(!(flags & kBadTarget), "target: holds a class outside 0 to ", n - 1, " that is not ", kIgnoreIndex);
+  TORCH_CHECK_INDEX(!(flags & kBadLabel), "labels: hold a class outside 0 to ", n - 1, " that is not ", kNoLabel);
+}
+
+std::tuple<Tensor, Tensor, Tensor> objective_fwd(
+    const MaybeTensor& features, const MaybeTensor& logits, const MaybeTensor& target, const MaybeTensor& prototypes,
+    const MaybeTensor& prior, const MaybeTensor& labels, const MaybeTensor& teacher_logits, const MaybeTensor& class_weight,
+    const MaybeTensor& geo_weight, const MaybeTensor& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
+    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
+    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
+    double var_weight, double margin_weight, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
+  TORCH_CHECK_VALUE(given(features) || given(logits), "features, logits: wanted at least one, got neither");
+  TORCH_CHECK_VALUE(given(features) || !(given(prototypes) || given(labels)), "features: wanted beside prototypes or labels");
+  TORCH_CHECK_VALUE(given(logits) || !given(target), "logits: wanted beside target");
+  TORCH_CHECK_VALUE(given(target) || !given(logits), "target: wanted beside logits");
+  TORCH_CHECK_VALUE(num_classes >= 1, "num_classes: wanted at least 1, got ", num_classes);
+  const Tensor& first = given(features) ? *features : *logits;
+  TORCH_CHECK_VALUE(first.dim() == 2, "features, logits: wanted [B, D] and [B, C], got ", first.sizes());
+
+  std::vector<Tensor> owner;
+  owner.reserve(12);
+  std::vector<unsigned char> valence(size_t(num_classes), 0);
+  Args args;
+  args.rows = first.size(0);
+  args.classes = int(num_classes);
+  args.dim = given(features) ? int(first.size(1)) : 0;
+  args.features = matrix(features, "features", args.rows, args.dim, owner);
+  args.logits = matrix(logits, "logits", args.rows, num_classes, owner);
+  args.teacher_logits = matrix(given(logits) ? teacher_logits : MaybeTensor(), "teacher_logits", args.rows, num_classes, owner);
+  if (given(prototypes)) {
+    TORCH_CHECK_VALUE(prototypes->dim() == 2 && prototypes->size(0) > 0, "prototypes: wanted [K, D], got ", prototypes->sizes());
+    TORCH_CHECK_VALUE(given(prior), "prior: wanted beside prototypes");
+    args.prototype_count = int(prototypes->size(0));
+    args.prototypes = matrix(prototypes, "prototypes", args.prototype_count, args.dim, owner);
+    args.prior = matrix(prior, "prior", args.rows, args.prototype_count, owner);
+  }
+  if (given(target)) {
+    if (target->dim() == 2)
+      args.target_distribution = matrix(target, "target", args.rows, num_classes, owner);
+    else
+      args.target = indices(target, "target", args.rows, owner);
+    args.class_weight = matrix(class_weight, "class_weight", 1, num_classes, owner);
+  }
+  const bool twice = args.features.type == Type::kFloat64 || args.logits.type == Type::kFloat64;
+  const auto accumulate = twice ? at::kDouble : at::kFloat;
+  args.labels = indices(labels, "labels", args.rows, owner);
+  for (int64_t c : high_valence) {
+    TORCH_CHECK_VALUE(c >= 0 && c < num_classes, "high_valence: wanted classes from 0 to ", num_classes - 1, ", got ", c);
+    valence[size_t(c)] = 1;
+  }
+  args.high_valence = valence.data();
+  if (args.labels && given(class_sums))
+    args.class_sums = matrix(class_sums->to(accumulate), "class_sums", num_classes, args.dim + 2, owner);
+  args.label_smoothing = label_smoothing;
+  args.kd_weight = kd_weight;
+  args.kd_temperature = kd_temperature;
+  args.kd_is_kl = kd_mode == 1;
+  args.kd_scale_by_t2 = kd_scale_by_t2;
+  args.proto_weight = proto_weight;
+  args.proto_temperature = proto_temperature;
+  args.geo_weight = given(geo_weight) ? geo_weight->item<double>() : geo_weight_value;
+  args.geo_grad_scale = geo_grad_scale;
+  args.var_cap = var_cap;
+  args.margin = margin;
+  args.var_weight = var_weight;
+  args.margin_weight = margin_weight;
+
+  Tensor terms = at::empty({6}, first.options().dtype(accumulate));
+  Tensor grad_features = at::empty({0}, first.options()), grad_logits = grad_features;
+  if (want_features_grad && given(features)) {
+    grad_features = at::empty({args.rows, args.dim}, features->options());
+    args.grad_features = grad_features.mutable_data_ptr();
+    if (!args.prototypes.data && !args.labels) grad_features.zero_();
+  }
+  if (want_logits_grad && given(logits)) {
+    grad_logits = at::empty({args.rows, num_classes}, logits->options());
+    args.grad_logits = grad_logits.mutable_data_ptr();
+  }
+  if (twice)
+    compute<double>(args, terms.mutable_data_ptr<double>());
+  else
+    compute<float>(args, terms.mutable_data_ptr<float>());
+  return {terms, grad_features, grad_logits};
+}
+
+template <typename A>
+void class_sums_into(const Args& args, A* to) {
+  const int64_t width = padded(args.dim), stride = width + 2;
+  const std::unique_ptr<A[]> sums(new A[size_t(args.classes * stride)]);
+  double ignored;
+  const int flags = sum_rows<A>(args, sums.get(), &ignored);
+  TORCH_CHECK_INDEX(!(flags & kBadLabel), "labels: hold a class outside 0 to ", args.classes - 1, " that is not ", kNoLabel);
+  for (int64_t c = 0; c < args.classes; ++c, to += args.dim + 2) {
+    const A* from = sums.get() + c * stride;
+    std::copy(from, from + args.dim, to);
+    std::copy(from + width, from + stride, to + args.dim);
+  }
+}
+
+Tensor geo_sums(const Tensor& features, const Tensor& labels, int64_t num_classes) {
+  TORCH_CHECK_VALUE(features.dim() == 2, "features: wanted [B, D], got ", features.sizes());
+  TORCH_CHECK_VALUE(num_classes >= 1, "num_classes: wanted at least 1, got ", num_classes);
+  std::vector<Tensor> owner;
+  Args args;
+  args.rows = features.size(0);
+  args.dim = int(features.size(1));
+  args.classes = int(num_classes);
+  args.features = matrix(features, "features", args.rows, args.dim, owner);
+  args.labels = indices(labels, "labels", args.rows, owner);
+  const bool twice = args.features.type == Type::kFloat64;
+  Tensor sums = at::empty({num_classes, args.dim + 2}, features.options().dtype(twice ? at::kDouble : at::kFloat));
+  if (twice)
+    class_sums_into(args, sums.mutable_data_ptr<double>());
+  else
+    class_sums_into(args, sums.mutable_data_ptr<float>());
+  return sums;
+}
+
+void scale_(Tensor& gradient, const Tensor& factor) {
+  const double value = factor.item<double>();
+  if (value != 1.0) gradient.mul_(value);
+}
+
+}  // namespace
+}  // namespace ngd_fast::cpu
+
+TORCH_LIBRARY_IMPL(ngd_fast, CPU, m) {
+  m.impl("objective_fwd", TORCH_FN(ngd_fast::cpu::objective_fwd));
+  m.impl("geo_sums", TORCH_FN(ngd_fast::cpu::geo_sums));
+  m.impl("scale_", TORCH_FN(ngd_fast::cpu::scale_));
+}
