@@ -148,7 +148,7 @@ def check(files, image_root, class_map):
             mean, std = (f"{value / 255:.4f}" for value in (faces.images.mean(), faces.images.std()))
             twice = _count_duplicates(faces, name, seen)
         dist = faces.label_dist[faces.labels >= 0].astype(np.float64)
-        entropy = -(dist * np.log2(np.where(dist > 0, dist, 1))).sum(axis=1).mean() if len(dist) else float("nan")
+        entropy = -(dist * np.log2(np.where(dist > 0, dist, 1))).sum(axis=1).mean() + 0.0 if len(dist) else float("nan")
         rows.append((name, len(faces), shape, mean, std, f"{entropy:.3f}", twice, faces.checksum[:16]))
     print_counts(loaded, "labels (the class with most votes)")
     print_table(("file", "faces", "size", "mean", "std", "label bits", "duplicates", "sha256"), rows)

@@ -125,8 +125,8 @@ def _distribution(cells: Sequence[str], where: str) -> np.ndarray:
         dist = np.array(cells, np.float32)
     except ValueError:
         raise UserError(f"{where}: a label distribution must be eight numbers, is {','.join(cells)}") from None
-    if not np.isfinite(dist).all() or (dist < 0).any() or abs(dist.sum() - 1) > 1e-3:
-        raise UserError(f"{where}: a label distribution must sum to 1, sums to {dist.sum():g}")
+    if not np.isfinite(dist).all() or (dist < 0).any() or (dist.any() and abs(dist.sum() - 1) > 1e-3):
+        raise UserError(f"{where}: a label distribution must sum to 1 (or be 0: unlabelled), sums to {dist.sum():g}")
     return dist
 
 
