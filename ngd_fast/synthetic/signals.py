@@ -4,9 +4,10 @@ Each channel is noise shaped to 1/f with a bump for every rhythm. The bumps' hei
 
 - of the place: alpha strongest at the back, beta and gamma at the front and the temples;
 - of valence: frontal alpha asymmetry (pleasant: less alpha on the left, that is, more activity there), the opposite in
-  beta, both as strong as a slow state allows that also shows as theta and alpha over the whole head, so that a linear
-  model of band power sees only a part of it; and frontal theta up, gamma down;
+  beta; and frontal theta up, gamma down;
 - of arousal: beta and gamma up, most at the temples, and alpha down at the back;
+- of a slow state of the head, which shows as theta and alpha everywhere and on which it depends how strong asymmetry
+  and arousal show: a model that is linear in band power sees only a part of them;
 - of the subject: large gains of each rhythm (as between real heads, so that power means little before each subject is
   normalised by itself), small ones of each channel, its alpha frequency; of the trial and of the moment.
 """
@@ -49,7 +50,7 @@ class Subject:
             0.15 * rng.normal(size=(blocks, 1, _RHYTHMS)) + 0.15 * rng.normal(size=(blocks, *self.place.shape))
         )
         state = rng.uniform(-1, 1, size=(blocks, 1, 1))
-        felt = valence * (self.valence + (0.5 + state) * self.asymmetry) + arousal * self.arousal
+        felt = valence * (self.valence + (0.3 + state) * self.asymmetry) + arousal * (1 + 0.9 * state) * self.arousal
         log_gain = self.place + self.gain + trial + moment + state * self.state + self.strength * felt
 
         # Blocks of shaped noise, each twice as long as its step, faded into the next with constant power.
