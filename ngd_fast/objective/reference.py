@@ -71,9 +71,9 @@ def cross_entropy(
 
     in_range = (target >= 0) & (target < num_classes)
     bad = ~in_range & (target != IGNORE_INDEX)
-    index = torch.where(in_range, target, 0).unsqueeze(1)
-    one_hot = torch.zeros_like(log_p).scatter(1, index, 1.0) * in_range.unsqueeze(1)
-    wanted = one_hot * (1 - label_smoothing) + in_range.unsqueeze(1) * (label_smoothing / num_classes)
+    counts = in_range.to(log_p.dtype).unsqueeze(1)  # a bool times a number would be float32
+    one_hot = torch.zeros_like(log_p).scatter(1, torch.where(in_range, target, 0).unsqueeze(1), 1.0) * counts
+    wanted = one_hot * (1 - label_smoothing) + counts * (label_smoothing / num_classes)
     if class_weight is not None:
         wanted, one_hot = wanted * class_weight, one_hot * class_weight
     loss = -torch.where(wanted == 0, 0.0, wanted * log_p).sum() / one_hot.sum()
