@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from ngd_fast.config import Config
-from ngd_fast.console import progress
+from ngd_fast.console import progress, say
 from ngd_fast.eeg.bandpower import PowerConfig, features_of_power, split_windows, window_power
 from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
 from ngd_fast.eeg.manifest import Topomaps
@@ -45,6 +45,12 @@ class EegConfig(MapConfig):
     power: PowerConfig = PowerConfig()
     device: str = Field("auto", description="where spectra are computed: auto, cpu, cuda, cuda:1")
 
+    @model_validator(mode="after")
+    def _check(self):
+        if self.last_seconds is not None and self.last_seconds < self.window_seconds:
+            raise ValueError("last_seconds must be at least window_seconds")
+        return self
+
 
 def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps:
     """All trials of a source to topomaps, trial by trial: besides the result, only one trial is held in memory.
@@ -52,15 +58,13 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     What cannot be used is left out, printed and counted in ``meta["exclusions"]``. Raises UserError where nothing is
     left or the configuration does not fit the recordings.
     """
-    picks = pick_channels(source.channels, config.exclude_channels)
-    channels = [source.channels[i] for i in picks]
-    make_operator(channels, config.topomap)  # a montage that does not fit is told before the work, not after it
-    exclusions, mender = Exclusions(), ChannelMender(channels, config)
-    device = _device(config.device)
+    reader = _FeatureReader(source.channels, config)
+    make_operator(reader.channels, config.topomap)  # a montage that does not fit is told before the work, not after it
+    exclusions = Exclusions()
     features, rows = [], []
     for trial in progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial"):
         try:
-            feature = _trial_features(trial, picks, channels, mender, config, device)
+            feature = reader.features(trial)
         except TrialFault as fault:
             exclusions.add(fault.reason, str(fault))
             continue
@@ -75,16 +79,8 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
         rows.append(row)
     if not sum(map(len, rows)):
         raise UserError(f"{source.name}: no usable window; left out: {exclusions}")
-    return draw(
-        np.concatenate(features),
-        np.concatenate(rows),
-        channels,
-        config.power.bands,
-        config,
-        source.meta,
-        exclusions,
-        mender,
-    )
+    features, rows = np.concatenate(features), np.concatenate(rows)
+    return draw(features, rows, reader.channels, config.power.bands, config, source.meta, exclusions, reader.mender)
 
 
 def draw(
@@ -115,6 +111,9 @@ def draw(
         own = maps[start:end]
         operator.render(scores[start:end].transpose(0, 2, 1), out=own)
         min_max(own, operator.mask)
+    if mender.rebuilt:
+        said = ", ".join(f"{name} {count} times" for name, count in sorted(mender.rebuilt.items()))
+        say(f"rebuilt from their neighbours: {said}")
     meta = {
         **meta,
         "config": config.model_dump(mode="json"),
@@ -175,35 +174,41 @@ class ChannelMender:
         return mended
 
 
-def _trial_features(
-    trial: Trial, picks: list[int], channels: Sequence[str], mender: ChannelMender, config: EegConfig, device: str
-) -> np.ndarray:
-    """Features float64 [windows, channels, bands] of a trial; TrialFault where it has none."""
-    power = _windows_of(trial, trial.stimulus, "stimulus", config.last_seconds, picks, channels, mender, config, device)
-    baseline = None
-    if config.power.baseline != "none":
-        if trial.baseline is None:
-            raise TrialFault("trials without a baseline", f"{trial.where}: has no baseline")
-        windows = _windows_of(trial, trial.baseline, "baseline", None, picks, channels, mender, config, device)
-        baseline = windows.mean(axis=0)
-    return features_of_power(power, baseline, config.power)
+class _FeatureReader:
+    """Turns trials of one source into features."""
 
+    def __init__(self, channels: Sequence[str], config: EegConfig):
+        self.config = config
+        self.picks = pick_channels(channels, config.exclude_channels)
+        self.channels = [channels[i] for i in self.picks]
+        self.mender = ChannelMender(self.channels, config)
+        self.device = _device(config.device)
 
-def _windows_of(trial, signals, part, last_seconds, picks, channels, mender, config, device) -> np.ndarray:
-    """Band power float64 [windows, channels, bands] of a stimulus or a baseline."""
-    where = f"{trial.where}, {part}"
-    signals = signals[picks]
-    if last_seconds is not None:
-        signals = signals[:, -round(last_seconds * trial.rate) :]
-    if signals.shape[1] < round(config.window_seconds * trial.rate):
-        raise TrialFault(
-            f"{part} shorter than a window",
-            f"{where}: {signals.shape[1] / trial.rate:g} s is shorter than a window of {config.window_seconds:g} s",
-        )
-    signals = mender.mend(signals, find_bad_channels(signals), where)
-    cleaned, rate = clean(signals, trial.rate, channels, config.cleaning)
-    starts = split_windows(cleaned.shape[1], rate, config.window_seconds, config.window_overlap)
-    return window_power(cleaned, rate, starts, config.window_seconds, config.power, device)
+    def features(self, trial: Trial) -> np.ndarray:
+        """Features float64 [windows, channels, bands] of a trial; TrialFault where it has none."""
+        power = self._power(trial, trial.stimulus, "stimulus", self.config.last_seconds)
+        baseline = None
+        if self.config.power.baseline != "none":
+            if trial.baseline is None:
+                raise TrialFault("trials without a baseline", f"{trial.where}: has no baseline")
+            baseline = self._power(trial, trial.baseline, "baseline", None).mean(axis=0)
+        return features_of_power(power, baseline, self.config.power)
+
+    def _power(self, trial: Trial, signals: np.ndarray, part: str, last_seconds: float | None) -> np.ndarray:
+        """Band power float64 [windows, channels, bands] of a stimulus or a baseline."""
+        where, seconds = f"{trial.where}, {part}", self.config.window_seconds
+        if signals.shape[1] < round(seconds * trial.rate):
+            length = signals.shape[1] / trial.rate
+            raise TrialFault(
+                f"{part} shorter than a window", f"{where}: {length:g} s is shorter than a window of {seconds:g} s"
+            )
+        signals = signals[self.picks]
+        signals = self.mender.mend(signals, find_bad_channels(signals), where)
+        cleaned, rate = clean(signals, trial.rate, self.channels, self.config.cleaning)
+        if last_seconds is not None:
+            cleaned = cleaned[:, -round(last_seconds * rate) :]
+        starts = split_windows(cleaned.shape[1], rate, seconds, self.config.window_overlap)
+        return window_power(cleaned, rate, starts, seconds, self.config.power, self.device)
 
 
 def _device(name: str) -> str:

@@ -74,9 +74,9 @@ def topomaps_from_table(
     if ratings is not None:
         _join_ratings(rows, path, ratings, mapping)
         meta["files"][Path(ratings).name] = sha256(ratings)
-    elif _find(table, mapping.valence, "valence") and _find(table, mapping.arousal, "arousal"):
+    elif mapping.valence or mapping.arousal or _find(table, None, "valence") or _find(table, None, "arousal"):
         for name in ("valence", "arousal"):
-            column = _number_column(path, table, _find(table, getattr(mapping, name), name))
+            column = _number_column(path, table, _require(path, table, getattr(mapping, name), name))
             rows[name] = [_scaled(r, mapping, f"{path}, row {i + 2}, {name}") for i, r in enumerate(column)]
     else:
         say(f"{path}: holds no ratings, so every window is unlabelled support; --ratings FILE joins some")
@@ -85,6 +85,7 @@ def topomaps_from_table(
 
     values = np.stack([_number_column(path, table, c) for c in columns.ravel()], axis=1)
     features = values.reshape(len(table), *columns.shape)[:, picks]
+    _mark_flat(features, rows["subject"])
     if mapping.log:
         if (features <= 0).any():
             row, channel, band = np.argwhere(features <= 0)[0]
@@ -206,6 +207,15 @@ def _rows(path, table, mapping: TableMapping) -> np.ndarray:
         s, t, w = rows[index[np.argmax(count > 1)]][["subject", "trial", "window"]]
         raise UserError(f"{path}: subject {s}, trial {t}, window {w} stands in {count.max()} rows; one was wanted")
     return rows
+
+
+def _mark_flat(features: np.ndarray, subject: np.ndarray) -> None:
+    """Make NaN of each subject's channels that hold the same in all of its windows, in every band: dead electrodes."""
+    for number in np.unique(subject):
+        own = np.flatnonzero(subject == number)
+        if len(own) > 1:
+            flat = (np.ptp(features[own], axis=0) == 0).all(axis=1)
+            features[np.ix_(own, np.flatnonzero(flat))] = np.nan
 
 
 def _scaled(rating: float, mapping: TableMapping, where: str) -> float:

@@ -67,6 +67,12 @@ def test_mapping_file_names_everything(frame, tmp_path):
     np.testing.assert_array_equal(run(other, tmp_path, mapping=mapping).maps, run(frame, tmp_path).maps)
 
 
+def test_a_column_that_the_mapping_names_must_be_there(frame, tmp_path):
+    for role in ("subject", "window", "valence"):
+        with pytest.raises(UserError, match=f"no {role} column .looked for zz."):
+            run(frame, tmp_path, mapping=TableMapping(**{role: "zz"}))
+
+
 def test_windows_without_a_column_are_numbered(frame, tmp_path):
     topomaps = run(frame.drop(columns="window"), tmp_path)
     np.testing.assert_array_equal(topomaps.window, np.tile([0, 1, 2], 4))
@@ -129,9 +135,18 @@ def test_a_channel_without_any_value(frame, tmp_path):
     assert left.channels.tolist() == [c for c in CHANNELS if c != "T7"] and not left.meta["rebuilt_channels"]
 
 
+def test_a_dead_channel_is_named(frame, tmp_path, capsys):
+    frame.loc[frame["subject"] == 2, ["T7_alpha", "T7_beta"]] = 0.0
+    assert run(frame, tmp_path).meta["rebuilt_channels"] == {"T7": 6}
+    assert "rebuilt from their neighbours: T7 6 times" in capsys.readouterr().err
+    with pytest.raises(UserError, match="row 8: NaN or flat in T7"):
+        run(frame, tmp_path, SMALL.model_copy(update={"bad_channels": "error"}))
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
+        (lambda f: f.drop(columns="arousal"), "no arousal column"),
         (lambda f: f.drop(columns="subject"), r"no subject column .*it has trial, window"),
         (lambda f: f.drop(columns="O2_beta"), "no column for O2 beta"),
         (lambda f: f[["subject", "trial", "window"]], "no column looks like"),
