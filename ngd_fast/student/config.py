@@ -170,7 +170,9 @@ class TrainConfig(Config):
     log_every: int = Field(50, ge=1)
     """Steps between looks at the device (progress, NaN)."""
     checkpoint_every: int | None = Field(None, ge=1)
-    """Steps between checkpoints beside the one at the end of each epoch."""
+    """Steps between checkpoints beside those at epochs' ends, for long epochs."""
+    checkpoint_seconds: float = Field(20.0, ge=0)
+    """At an epoch's end a checkpoint is written if the last one is as old as this; at the run's end always."""
     valid_batch_size: int = Field(512, ge=1)
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind the confidence intervals in metrics.json."""
@@ -220,6 +222,7 @@ RESUMABLE = (
     "train.cuda_graph",
     "train.log_every",
     "train.checkpoint_every",
+    "train.checkpoint_seconds",
     "train.valid_batch_size",
     "train.bootstrap",
     "feed.kind",

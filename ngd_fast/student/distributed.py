@@ -2,6 +2,7 @@
 
 import datetime
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,6 +40,12 @@ class Ranks:
         values = [None] * self.world_size
         dist.all_gather_object(values, value)
         return values
+
+    def broadcast(self, tensors: Iterable[torch.Tensor]) -> None:
+        """Overwrite ``tensors`` with those of rank 0."""
+        if self.world_size > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor, src=0)
 
     def barrier(self) -> None:
         if self.world_size > 1:

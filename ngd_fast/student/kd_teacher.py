@@ -45,13 +45,10 @@ def load_kd_teacher(
     student of ours that learned with other values gets its own. In eval mode, frozen, its batch norms folded.
     Raises UserError where the classes differ or a file is missing.
     """
-    if teacher.startswith(("torchvision:", "timm:")):
-        if weights is None:
-            raise UserError(
-                f"teacher {teacher}: needs objective.kd.teacher_weights, a file for {len(class_names)} classes"
-            )
-        network = _foreign_classifier(teacher, Path(weights), len(class_names), image_size)
-        return _frozen(LogitsOnly(network)), sha256(weights)
+    file = teacher_file(teacher, weights)
+    if _is_foreign(teacher):
+        network = _foreign_classifier(teacher, file, len(class_names), image_size)
+        return _frozen(LogitsOnly(network)), sha256(file)
     network, meta = load_student(teacher)
     if tuple(meta["class_names"]) != tuple(class_names):
         raise UserError(f"teacher {teacher}: knows {', '.join(meta['class_names'])}; the data {', '.join(class_names)}")
@@ -60,7 +57,24 @@ def load_kd_teacher(
     if any(not torch.equal(a, b) for a, b in zip(ours, theirs)):
         scale = (ours[1] / theirs[1]).view(1, 3, 1, 1)
         shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)
-    return _frozen(LogitsOnly(network, scale, shift)), sha256(student_file(teacher))
+    return _frozen(LogitsOnly(network, scale, shift)), sha256(file)
+
+
+def teacher_file(teacher: str | None, weights: str | None) -> Path:
+    """The file that holds the teacher's weights. Raises UserError where none is named or it is not there."""
+    if teacher is None:
+        raise UserError("objective.kd.weight is above 0 but there is no teacher: give --teacher (a run folder)")
+    if not _is_foreign(teacher):
+        return student_file(teacher)
+    if weights is None:
+        raise UserError(f"teacher {teacher}: needs objective.kd.teacher_weights, a file with an output for each class")
+    if not Path(weights).is_file():
+        raise UserError(f"{weights}: no such file of weights")
+    return Path(weights)
+
+
+def _is_foreign(teacher: str) -> bool:
+    return teacher.startswith(("torchvision:", "timm:"))
 
 
 def _foreign_classifier(teacher: str, weights: Path, classes: int, image_size: int) -> nn.Module:

@@ -15,13 +15,20 @@ from ngd_fast.faces.feeds import Feed, make_feed
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.config import StudentConfig, differing_keys
 from ngd_fast.student.distributed import Ranks, join_ranks
-from ngd_fast.student.kd_teacher import CachedTeacher, LiveTeacher, Teacher, cached_logits, load_kd_teacher
+from ngd_fast.student.kd_teacher import (
+    CachedTeacher,
+    LiveTeacher,
+    Teacher,
+    cached_logits,
+    load_kd_teacher,
+    teacher_file,
+)
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
 from ngd_fast.student.step import AUTOCAST, StudentStep
 from ngd_fast.student.trainer import Trainer
-from ngd_fast.student.weights import load_backbone_weights, student_file
+from ngd_fast.student.weights import load_backbone_weights
 
 # Students that train side by side see the same batches; only these sections may differ between them.
 _OWN_SECTIONS = ("name", "model", "objective", "optimizer")
@@ -54,6 +61,7 @@ def train_students(
         inputs = [load_inputs(c) for c in configs]
         for folder in folders:
             _require_free(folder, resume)
+        ranks.barrier()  # before rank 0 fills the folders that the others look into
         metrics = _train(configs, folders, inputs, ranks, device, resume)
         ranks.barrier()
         return metrics
@@ -129,10 +137,7 @@ def load_inputs(config: StudentConfig) -> Inputs:
         files["bank"] = objective.proto.bank
         checksums["bank"] = sha256(objective.proto.bank)
     if objective.kd.weight > 0:
-        teacher = objective.kd.teacher
-        if teacher is None:
-            raise UserError("objective.kd.weight is above 0 but there is no teacher: give --teacher (a run folder)")
-        files["teacher"] = objective.kd.teacher_weights or str(student_file(teacher))
+        files["teacher"] = str(teacher_file(objective.kd.teacher, objective.kd.teacher_weights))
         checksums["teacher"] = sha256(files["teacher"])
     if config.model.weights is not None:
         files["initial_weights"] = config.model.weights
@@ -183,7 +188,8 @@ def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: tor
         draw_labels=data.draw_labels,
         **common,
     )
-    return feed, make_feed(inputs.valid, train=False, batch_size=train.valid_batch_size, **{**common, "kind": "torch"})
+    common["kind"] = feed.kind
+    return feed, make_feed(inputs.valid, train=False, batch_size=train.valid_batch_size, **common)
 
 
 def _make_step(config: StudentConfig, inputs: Inputs, schedule, ranks: Ranks, device: torch.device) -> StudentStep:

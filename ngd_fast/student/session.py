@@ -2,6 +2,7 @@
 
 import copy
 import math
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -59,6 +60,8 @@ class Session:
         self.checksums = dict(checksums)
         self.progress = Progress()
         self.log: RunLog | None = None
+        self._saved_at = time.monotonic()
+        self._unsaved_best: tuple[dict, dict] | None = None
         self._averaged = copy.deepcopy(step.student) if step.average is not None else None
 
     # -- checkpoints --------------------------------------------------------------------------------------------------
@@ -81,9 +84,14 @@ class Session:
         if self.ranks.is_main:
             self.log = RunLog(self.folder, self.progress.epoch)
 
-    def save_last(self) -> None:
+    def save(self) -> None:
+        """Write the best student if there is a new one, then the checkpoint."""
         if not self.ranks.is_main:
             return
+        # In this order: a best student that the checkpoint does not know of yet is made again on resume, the same.
+        if self._unsaved_best is not None:
+            save_student(self.folder / BEST_NAME, *self._unsaved_best)
+            self._unsaved_best = None
         cuda = self.step.device.type == "cuda"
         state = {
             "step": self.step.state_dict(),
@@ -93,6 +101,7 @@ class Session:
         }
         config = self.config.model_dump(mode="json")
         save_checkpoint(self.folder / LAST_NAME, state, config=config, checksums=self.checksums)
+        self._saved_at = time.monotonic()
 
     # -- during an epoch ----------------------------------------------------------------------------------------------
 
@@ -131,25 +140,31 @@ class Session:
     # -- at an epoch's end --------------------------------------------------------------------------------------------
 
     def end_epoch(self, feed: Feed, speed: Mapping[str, float]) -> dict[str, float]:
-        """Validate, keep the student if it is the best, log, and write the last checkpoint. Returns valid's metrics."""
+        """Validate, keep the student if it is the best, log, and write a checkpoint if it is time. Returns valid's
+        metrics on rank 0.
+        """
         module = self.step.student
+        self.ranks.broadcast(module.buffers())  # each rank has its own batch statistics; rank 0's are saved
         if self._averaged is not None:
             module = self._averaged
             module.load_state_dict(self.step.weights())
         _, logits, rows = predict_feed(module, feed, autocast=self.step.autocast)
         logits, rows = (np.concatenate(parts) for parts in zip(*self.ranks.gather((logits, rows))))
         progress = self.progress
-        means = {name: value / max(1, progress.step) for name, value in zip(TERMS, progress.sums)}
+        sums = np.mean(self.ranks.gather(progress.sums), axis=0).tolist()
+        means = {name: value / max(1, progress.step) for name, value in zip(TERMS, sums)}
         progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0] * len(TERMS)
         valid = {}
         if self.ranks.is_main:
             valid = validation_metrics(feed.faces.labels[rows], logits, feed.faces.class_names)
             if valid[self.config.train.best_metric] > progress.best:
                 progress.best, progress.best_epoch = valid[self.config.train.best_metric], progress.epoch
-                save_student(self.folder / BEST_NAME, self.step.weights(), self._meta())
+                self._unsaved_best = {k: v.clone() for k, v in self.step.weights().items()}, self._meta()
             device = {"lr": float(self.step.lr), "geo_weight": float(self.step.geo_weight)}
             self.log.epoch(progress.epoch, {**means, **device, **speed, "valid": valid})
-        self.save_last()
+        due = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
+        if due or progress.epoch == self.config.train.epochs:
+            self.save()
         return valid
 
     def _meta(self) -> dict:

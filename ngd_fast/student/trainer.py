@@ -38,6 +38,7 @@ class Trainer:
         self.images_per_step = train_feed.batch_size * self.config.accumulation * ranks.world_size
         self.runner = StepRunner([s.step for s in self.sessions], teacher, use_graph=use_graph)
         self._stop = False
+        self._text = ""
 
     def run(self) -> bool:
         """Train to the last epoch. False where SIGTERM stopped it before; a checkpoint was written then."""
@@ -72,7 +73,7 @@ class Trainer:
                 if saves or stops:
                     self._account(clock)
                     for session in self.sessions:
-                        session.save_last()
+                        session.save()
                 if stops:
                     return self._stopped(bar)
         speed = self._account(clock)
@@ -82,6 +83,8 @@ class Trainer:
         bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
         self.ranks.barrier()
         if self.ranks.any(self._stop) and epoch + 1 < self.config.epochs:
+            for session in self.sessions:
+                session.save()
             return self._stopped(bar)
         return True
 
@@ -150,7 +153,9 @@ class Trainer:
         except torch.OutOfMemoryError as error:
             size = self.config.batch_size
             advice = "choose a smaller data.image_size or model.arch"
-            if size > 1:
+            if len(self.sessions) > 1:
+                advice = f"train fewer than {len(self.sessions)} students side by side (--side-by-side)"
+            elif size > 1:
                 advice = (
                     f"try --set train.batch_size={size // 2}, with train.accumulation={2 * self.config.accumulation} "
                     "for steps on as many faces"

@@ -30,14 +30,19 @@ def files(tmp_path_factory) -> dict[str, str]:
     folder = tmp_path_factory.mktemp("files")
     for name, count, seed in (("train", 96, 1), ("valid", 40, 2)):
         make_faces(count, seed).save(folder / f"{name}.npz")
-    make_bank(256).save(folder / "bank.npz")
+    bank_of(256).save(folder / "bank.npz")
     return {name: str(folder / f"{name}.npz") for name in ("train", "valid", "bank")}
 
 
-def make_bank(dim: int) -> PrototypeBank:
+def bank_of(dim: int, grid: int = 5) -> PrototypeBank:
     rng = np.random.default_rng(0)
     features = rng.standard_normal((200, dim)).astype(np.float32)
-    return PrototypeBank.build(features, rng.uniform(-1, 1, 200), rng.uniform(-1, 1, 200))
+    return PrototypeBank.build(features, rng.uniform(-1, 1, 200), rng.uniform(-1, 1, 200), grid=grid)
+
+
+@pytest.fixture
+def make_bank():
+    return bank_of
 
 
 SMALL = (
@@ -48,11 +53,17 @@ SMALL = (
     "train.epochs=2",
     "train.log_every=4",
     "train.bootstrap=20",
+    "train.checkpoint_seconds=0",
     "train.valid_batch_size=32",
     "optimizer.lr=1e-3",
     "device=cpu",
     "feed.kind=torch",
 )
+
+
+@pytest.fixture(scope="session")
+def small_overrides() -> tuple[str, ...]:
+    return SMALL
 
 
 @pytest.fixture(scope="session")

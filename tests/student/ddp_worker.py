@@ -1,4 +1,4 @@
-"""What torchrun runs in test_distributed.py: ``gradients`` of one step, or the command line with a rank that dies once."""
+"""What torchrun runs in test_distributed.py: ``gradients`` of one step, or ``train`` with a rank that dies once."""
 
 import os
 import sys
@@ -33,7 +33,7 @@ def rows_of(batch: Batch, logits: torch.Tensor, ranks: Ranks) -> tuple[Batch, to
 
 
 def gradients(ranks: Ranks, bank: PrototypeBank, backend: str | None) -> dict[str, torch.Tensor]:
-    """B3's gradients on this rank's rows, averaged by DDP. Batch norm is in eval mode: its statistics are each rank's."""
+    """B3's gradients on this rank's rows, averaged by DDP. Batch norm is in eval mode: else each rank has its own."""
     changes = ["objective.geo.schedule.kind=constant", "objective.geo.weight=0.5", "train.clip_grad=null"]
     changes += ["model.arch=resnet18-w4", "train.precision=fp32", "objective.geo.margin=2.0"]
     changes += [] if backend is None else [f"objective.backend={backend}"]

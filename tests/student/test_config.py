@@ -44,7 +44,9 @@ def test_b3_is_the_released_setting():
 
 
 def test_unknown_key_names_the_nearest():
-    with pytest.raises(UserError, match=r"unknown key objective\.kd\.temprature; did you mean objective\.kd\.temperature"):
+    with pytest.raises(
+        UserError, match=r"unknown key objective\.kd\.temprature; did you mean objective\.kd\.temperature"
+    ):
         load_student_config("B1", ["objective.kd.temprature=4"])
 
 

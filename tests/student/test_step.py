@@ -44,7 +44,9 @@ def test_schedule_table_holds_the_ramp_at_fractional_epochs():
 
 def test_step_is_the_plain_step(make_step, make_batches):
     """Three steps of B3 against AdamW, clipping and the reference objective written out."""
-    step, bank = make_step("B3", "objective.geo.schedule.start=0", "objective.geo.schedule.end=0", "train.clip_grad=0.5")
+    step, bank = make_step(
+        "B3", "objective.geo.schedule.start=0", "objective.geo.schedule.end=0", "train.clip_grad=0.5"
+    )
     plain = copy.deepcopy(step.student)
     optimizer = torch.optim.AdamW(plain.parameters(), lr=0.0, weight_decay=0.05)
     batches, teacher_logits = make_batches(3, 16), torch.randn(3, 16, 8)

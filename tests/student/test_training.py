@@ -18,6 +18,7 @@ from ngd_fast.config import dump_config
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.student import session
 from ngd_fast.student.inference import predict
 from ngd_fast.student.run import train_student, train_students
 from ngd_fast.student.step import StudentStep
@@ -174,7 +175,7 @@ class Killed(BaseException):
 
 @pytest.mark.parametrize("step", [1, 5, 6, 7, 12])
 def test_resume_after_an_end_at_any_step(finished, tmp_path, monkeypatch, step):
-    """Steps 1-6 are the first epoch: before any checkpoint, between two within an epoch, at an epoch's edge, at the end."""
+    """Steps 1-6 are the first epoch: before any checkpoint, between two of an epoch, at its edge, at the end."""
     config, folder, _ = finished
     config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 2})})
 
@@ -213,7 +214,9 @@ def test_killed_process_resumes_bit_for_bit(finished, tmp_path):
     config, folder, _ = finished
     config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_every": 1})})
     out = tmp_path / "run"
-    with subprocess.Popen(command(config, out, tmp_path), stderr=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        command(config, out, tmp_path), stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
         wait_for(out / "student_last.ckpt", process)
         process.send_signal(signal.SIGKILL)
         assert process.wait() == -signal.SIGKILL
@@ -225,7 +228,9 @@ def test_sigterm_writes_a_checkpoint_and_exits_0(small_config, tmp_path):
     """1000 epochs cannot end by themselves while the signal is on its way."""
     config = small_config("B0", "train.epochs=1000")
     out = tmp_path / "run"
-    with subprocess.Popen(command(config, out, tmp_path), stderr=subprocess.PIPE, text=True, env=environment()) as process:
+    with subprocess.Popen(
+        command(config, out, tmp_path), stderr=subprocess.PIPE, text=True, env=environment()
+    ) as process:
         wait_for(out / "log.jsonl", process)
         wait_for(out / "student_last.ckpt", process)
         before = (out / "student_last.ckpt").stat().st_mtime_ns
@@ -245,6 +250,22 @@ def test_sigterm_in_the_middle_of_an_epoch_resumes_bit_for_bit(finished, tmp_pat
         assert train_student(config, tmp_path / "run") is None
     assert final_state(tmp_path / "run")["progress"]["step"] == 3
     train_student(config, tmp_path / "run", resume=True)
+    assert_same_run(folder, tmp_path / "run")
+
+
+def test_checkpoints_at_epochs_ends_wait_their_time(finished, tmp_path, monkeypatch):
+    """With the default of 20 s a run of one second writes its checkpoint and its best student once, at the end."""
+    config, folder, _ = finished
+    config = config.model_copy(update={"train": config.train.model_copy(update={"checkpoint_seconds": 20.0})})
+    written = []
+
+    def noting(save):
+        return lambda path, *args, **options: (written.append(path.name), save(path, *args, **options))
+
+    for name in ("save_student", "save_checkpoint"):
+        monkeypatch.setattr(session, name, noting(getattr(session, name)))
+    train_student(config, tmp_path / "run")
+    assert written == ["student_best.safetensors", "student_last.ckpt"]
     assert_same_run(folder, tmp_path / "run")
 
 
@@ -329,7 +350,9 @@ def test_nan_names_step_and_term_and_keeps_the_last_good_checkpoint(started, mon
         return out
 
     monkeypatch.setattr(StudentStep, "objective", broken)
-    with pytest.raises(UserError, match=r"the term ce is nan at step 9 \(epoch 2\); the last good checkpoint is .*ckpt"):
+    with pytest.raises(
+        UserError, match=r"the term ce is nan at step 9 \(epoch 2\); the last good checkpoint is .*ckpt"
+    ):
         train_student(config, folder, resume=True)
     assert sha256(folder / "student_last.ckpt") == before
 
@@ -371,14 +394,14 @@ def test_unfit_configurations_are_refused_and_leave_nothing(small_config, tmp_pa
 def test_kd_without_a_teacher_and_proto_without_a_bank_are_refused(small_config, tmp_path):
     with pytest.raises(UserError, match="give --teacher"):
         train_student(small_config("B1"), tmp_path / "run")
+    config = small_config("B2", "objective.kd.weight=0", "objective.proto.bank=null")
     with pytest.raises(UserError, match="give --bank"):
-        config = small_config("B2", "objective.kd.weight=0", "objective.proto.bank=null")
         train_student(config, tmp_path / "run")
 
 
 def test_bank_that_does_not_fit_is_refused(small_config, files, tmp_path):
     without_kd = ("B2", "objective.kd.weight=0")
-    with pytest.raises(UserError, match="256-D, the student's features 64-D; set model.embedding_dim=256"):
+    with pytest.raises(UserError, match=r"256-D, the student's features 64-D; set model\.embedding_dim=256"):
         train_student(small_config(*without_kd, "model.embedding_dim=64"), tmp_path / "run")
     with pytest.raises(UserError, match="no prior for each class"):
         train_student(small_config(*without_kd, "objective.proto.prior=class"), tmp_path / "run")
