@@ -1,0 +1,133 @@
+"""The resident feed: the whole dataset as uint8 in device memory, each batch made by one kernel."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+
+from ngd_fast.errors import UserError
+from ngd_fast.faces.augment import render, view_parameters
+from ngd_fast.faces.feeds import Batch, Feed
+
+
+class ResidentFeed(Feed):
+    """Pixels, labels, the epoch's order and the clock (epoch, step) lie in device memory.
+
+    A training step captured in a CUDA graph calls :meth:`capturable_step` inside the capture and trains on
+    ``static_batch``; before each epoch :meth:`begin_epoch` is called outside, and each replay makes the next batch.
+    Without a GPU the PyTorch twin of the kernel makes the same batches.
+    """
+
+    kind = "resident"
+
+    def __init__(self, faces, **options):
+        super().__init__(faces, **options)
+        self._on_gpu = self.device.type == "cuda"
+        if self._on_gpu:
+            try:
+                from ngd_fast.kernels.augment import write_views
+            except ImportError:
+                raise UserError("the resident feed needs Triton: pip install 'ngd-fast[triton]'") from None
+            self._write_views = write_views
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if self.source.num_bytes > free:
+                raise UserError(
+                    f"{faces.source}: {self.source.num_bytes / 1e9:.1f} GB of pixels do not fit {free / 1e9:.1f} GB "
+                    "of free device memory; use --feed dali or torch"
+                )
+        pixels = self.source.load_all(max(1, self.num_workers))
+        self.pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
+        self.label_dist = torch.from_numpy(faces.label_dist).to(self.device).contiguous()
+        self.labels = torch.from_numpy(faces.labels).to(self.device)
+        self.order_on_device = torch.zeros(self.samples_per_rank, dtype=torch.int64, device=self.device)
+        self.clock = torch.zeros(2, dtype=torch.int64, device=self.device)
+        """int64 [2]: the epoch, and the step whose batch is made next."""
+        self._mean, self._std = (torch.tensor(value, device=self.device) for value in (self.mean, self.std))
+        self._static: Batch | None = None
+        # The twin's copy of what the kernel reads on the device.
+        self._host_epoch, self._host_step, self._host_order = 0, 0, np.empty(0, np.int64)
+
+    @property
+    def static_batch(self) -> Batch:
+        """The batch that :meth:`capturable_step` overwrites: its tensors stay where they are."""
+        if self._static is None:
+            self._static = self.empty_batch(self.batch_size)
+        return self._static
+
+    def empty_batch(self, count: int) -> Batch:
+        """Uninitialised tensors for a batch of ``count``."""
+        shape = (count, self.channels, self.image_size, self.image_size)
+        images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
+        dist = torch.empty(count, self.label_dist.shape[1], device=self.device)
+        labels, index = (torch.empty(count, dtype=torch.int64, device=self.device) for _ in range(2))
+        return Batch(images, dist, labels, index)
+
+    def begin_epoch(self, epoch: int, start_step: int = 0) -> None:
+        """Set order and clock; must stand outside a capture. The copies are asynchronous, in the current stream."""
+        if not 0 <= start_step <= self.steps_per_epoch:
+            raise ValueError(f"start_step: must lie in [0, {self.steps_per_epoch}], is {start_step}")
+        self._host_epoch, self._host_step, self._host_order = epoch, start_step, self.order(epoch)
+        order, clock = torch.from_numpy(self._host_order), torch.tensor([epoch, start_step])
+        if self._on_gpu:
+            order, clock = order.pin_memory(), clock.pin_memory()
+        self.order_on_device.copy_(order, non_blocking=True)
+        self.clock.copy_(clock, non_blocking=True)
+
+    def capturable_step(self, out: Batch | None = None) -> Batch:
+        """Make the next batch in ``out`` (default: ``static_batch``) and advance the clock; safe inside a CUDA graph.
+
+        Only for full batches: replay it at most ``samples_per_rank // batch_size`` times after :meth:`begin_epoch`.
+        """
+        out = self.static_batch if out is None else out
+        if self._on_gpu:
+            self._write_views(
+                self.pixels,
+                self.label_dist,
+                self.labels,
+                self.order_on_device,
+                self.clock,
+                (out.images, out.target_dist, out.labels, out.index),
+                key=self.key,
+                config=self.augment,
+                mean=self.mean,
+                std=self.std,
+                batch_size=self.batch_size,
+                draw_labels=self.draw_labels,
+            )
+            self.clock[1:].add_(1)
+            return out
+        return self._twin_step(out)
+
+    def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
+        self.begin_epoch(epoch, start_step)
+        for step in range(start_step, self.steps_per_epoch):
+            count = min(self.batch_size, self.samples_per_rank - step * self.batch_size)
+            yield self.capturable_step(self.empty_batch(count))
+
+    def _twin_step(self, out: Batch) -> Batch:
+        count, start = len(out.labels), self._host_step * self.batch_size
+        rows = self._host_order[start : start + count]
+        parameters = None
+        if self.augment is not None:
+            extent = (self.source.height, self.source.width)
+            parameters = torch.from_numpy(
+                view_parameters(self.augment, self.key, self._host_epoch, rows, extent, self.image_size)
+            ).to(self.device)
+        index = torch.from_numpy(rows).to(self.device)
+        with torch.no_grad():
+            images = render(
+                self.pixels[index],
+                parameters,
+                self.image_size,
+                mean=self._mean,
+                std=self._std,
+                dtype=self.dtype,
+                channels=self.channels,
+            )
+        out.images.copy_(images)
+        out.target_dist.copy_(torch.from_numpy(self.targets(self._host_epoch, rows)))
+        out.labels.copy_(self.labels[index])
+        out.index.copy_(index)
+        self._host_step += 1
+        self.clock[1:].add_(1)
+        return out
