@@ -163,6 +163,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
     for (int c = 0; args.labels && c < args.classes; ++c) {
       var += s.geo[c][0];
       margin += s.geo[c][1];
+      if (!(s.square[c] - s.square[c] == 0.0f)) flags |= kNotFinite;
     }
     write_output(args, all, scales, var, margin, flags);
   }

@@ -140,6 +140,9 @@ class Emulator:
         target, by = describe(tensor), describe(factor)
         assert self.library.scale(ctypes.byref(target), ctypes.c_int64(tensor.numel()), ctypes.byref(by)) == 0
 
+    def workspace_bytes(self, **sizes):
+        return self.library.objective_workspace(ctypes.byref(Args(**sizes)))
+
     def _run(self, name, args):
         workspace = Guarded((getattr(self.library, f"{name}_workspace")(ctypes.byref(args)),), torch.uint8)
         args.workspace = workspace.tensor.data_ptr()
