@@ -124,7 +124,9 @@ class EpochLog:
             for old in (self.folder / "tb").glob("events.out.tfevents.*"):
                 old.unlink()
             self._file = open(self.folder / "log.jsonl", "w", encoding="utf-8")
-            self._board = SummaryWriter(str(self.folder / "tb"))
+            # A Ctrl-C that falls into the writer's queue leaves its thread asleep until the next flush; the default of
+            # two minutes would hold up the end that long.
+            self._board = SummaryWriter(str(self.folder / "tb"), flush_secs=5)
         except OSError as error:
             raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
         return self
