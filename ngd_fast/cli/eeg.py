@@ -16,7 +16,7 @@ def _options(function: Callable) -> Callable:
     for option in (
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable."),
         click.option("--config", "config_path", type=click.Path(dir_okay=False), help="Settings as YAML."),
-        click.option("--name", help="Stem of the files written.  [default: the dataset's name]"),
+        click.option("--name", help="Stem of the files written.  [default: the dataset's or the table's name]"),
         click.option("--out", required=True, type=click.Path(file_okay=False), help="Folder to write to."),
     ):
         function = option(function)

@@ -100,7 +100,6 @@ def _mat5(value):
         return {key: _mat5(item) for key, item in value.items()}
     if isinstance(value, list):
         cells = np.empty(_cell_shape(value), object)
-        cells.ravel()[:] = 0
         for i, item in enumerate(value):
             cells.flat[i] = _mat5(item)
         return cells
