@@ -2,8 +2,8 @@
 
 Order, views and labels come from this package's counter-based numbers, handed to DALI as per-sample arguments: the
 batches are those of the other feeds but for the rounding of resampling (1e-3 of the grey range for pixels in memory, a
-few grey levels for JPEG, whose decoders differ). DALI is given a callable of BatchInfo and keeps no state worth saving: an
-epoch starts at any step.
+few grey levels for JPEG, whose decoders differ). DALI is given a callable of BatchInfo and keeps no state worth
+saving: an epoch starts at any step.
 """
 
 from collections.abc import Iterator
