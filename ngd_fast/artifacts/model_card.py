@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from ngd_fast.artifacts.files import SUMS_NAME
 from ngd_fast.evaluation.latex import PROTOCOL_TITLES, TITLES, percent
+from ngd_fast.evaluation.metrics import classes_of
 from ngd_fast.evaluation.results import Result
 
 PROHIBITED = (
@@ -78,7 +79,7 @@ def _metrics(results: Sequence[Result]) -> str:
             lines.append(_row(cells))
     block = results[0].blocks["eight_way"]
     lines += [f"\nBy class, on {results[0].dataset} (8-way):\n", *_header(["Class", "n", "Precision", "Recall", "F1"])]
-    for name, rates in block["per_class"].items():
+    for name, rates in classes_of(block):
         interval = rates.get("ci", {}).get("f1")
         shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
         values = [

@@ -25,6 +25,7 @@ from ngd_fast.evaluation.latex import (
     percent,
     switches_of,
 )
+from ngd_fast.evaluation.metrics import classes_of
 from ngd_fast.evaluation.results import Result
 from ngd_fast.evaluation.tables import ablation_table, xval_table
 
@@ -169,15 +170,14 @@ def classes(report: Report) -> str:
     if not shown:
         return ""
     first = next(iter(shown.values()))
-    names = _class_names(first)
     blocks = {variant: r.blocks["eight_way"] for variant, r in shown.items()}
     content = report.figure(
         "per_class",
-        per_class_figure(blocks, names),
+        per_class_figure(blocks),
         f"F1 of each class on {first.dataset} with its 95 % bootstrap interval (first seed of each variant).",
     )
     ends = list(dict.fromkeys((next(iter(shown)), list(shown)[-1])))
-    figures = {v: _confusions(report, shown[v], names, f"confusion_{v}") for v in shown}
+    figures = {v: _confusions(report, shown[v], f"confusion_{v}") for v in shown}
     content += f'<div class="row">{"".join(figures[v] for v in ends)}</div>'
     rest = "".join(figures[v] for v in shown if v not in ends)
     if rest:
@@ -185,24 +185,13 @@ def classes(report: Report) -> str:
     return content + html.details("Numbers", "".join(_per_class_table(shown[v]) for v in shown))
 
 
-def _class_names(result: Result) -> Sequence[str]:
-    if result.predictions is not None:
-        return result.predictions.class_names
-    block = result.blocks["eight_way"]
-    known = [*block["per_class"], *block.get("absent", [])]
-    if block.get("absent"):
-        # without the predictions the order of absent classes is not known, and a wrong axis is worse than none
-        raise UserError(f"{result.predictions_path}: missing, and {result.path} alone does not tell the classes' order")
-    return known
-
-
-def _confusions(report: Report, result: Result, names: Sequence[str], stem: str) -> str:
+def _confusions(report: Report, result: Result, stem: str) -> str:
     """8-way, and present-only where it differs."""
     content = ""
     absent = result.blocks["eight_way"].get("absent")
     for protocol in PROTOCOL_TITLES if absent else ("eight_way",):
         title = f"{result.variant} on {result.dataset}, {PROTOCOL_TITLES[protocol]}"
-        drawn = confusion_figure(result.blocks[protocol], names, title=title)
+        drawn = confusion_figure(result.blocks[protocol], title=title)
         caption = f"Percent of the true class, and counts ({result.run})."
         content += report.figure(stem if protocol == "eight_way" else f"{stem}_present", drawn, caption)
     return content
@@ -210,7 +199,7 @@ def _confusions(report: Report, result: Result, names: Sequence[str], stem: str)
 
 def _per_class_table(result: Result) -> str:
     rows = []
-    for name, rates in result.blocks["eight_way"]["per_class"].items():
+    for name, rates in classes_of(result.blocks["eight_way"]):
         cells = [escape(name), str(rates["support"])]
         for key in ("precision", "recall", "f1", "auroc"):
             interval = rates.get("ci", {}).get(key)
@@ -298,7 +287,7 @@ def other_datasets(report: Report) -> str:
         if block["absent"]:
             caption += f", without {', '.join(block['absent'])}"
         content += _metrics_table(block["rows"], caption)
-    pictures = "".join(_confusions(report, r, _class_names(r), f"confusion_{r.folder.name}") for r in report.others)
+    pictures = "".join(_confusions(report, r, f"confusion_{r.folder.name}") for r in report.others)
     return content + html.details("Confusion matrices", f'<div class="row">{pictures}</div>')
 
 

@@ -39,7 +39,7 @@ def command(ctx, **options):
     predictions, identity, default_folder = _predictions(**options)
     folder = Path(options["outs_dir"] or default_folder)
     metrics = write_evaluation(folder, predictions, identity, bootstrap=options["bootstrap"], seed=options["seed"])
-    print_evaluation(metrics, predictions.class_names)
+    print_evaluation(metrics)
     say(f"wrote {folder}")
 
 
@@ -108,7 +108,7 @@ def write_evaluation(folder: Path, predictions, identity: dict, *, bootstrap: in
     if has_matplotlib():
         for name, protocol in (("confmat", "eight_way"), ("confmat_present", "present_only")):
             title = f"{identity['dataset']}, {'8-way' if protocol == 'eight_way' else 'present-only'}"
-            figure = confusion_figure(blocks[protocol], predictions.class_names, title=title)
+            figure = confusion_figure(blocks[protocol], title=title)
             save_figure(figure, folder / name, kinds=("png", "pdf"))
     else:
         say("no confusion matrices: drawing needs matplotlib (pip install 'ngd-fast[viz]')")
@@ -116,7 +116,7 @@ def write_evaluation(folder: Path, predictions, identity: dict, *, bootstrap: in
     return metrics
 
 
-def print_evaluation(metrics: dict, class_names) -> None:
+def print_evaluation(metrics: dict) -> None:
     """Both protocols with their intervals, then the classes."""
     from ngd_fast.evaluation.latex import PROTOCOL_TITLES, TITLES, percent
 
@@ -132,7 +132,7 @@ def print_evaluation(metrics: dict, class_names) -> None:
     print_table(["protocol", "n", *TITLES.values()], rows, title=f"{metrics['run']} on {metrics['dataset']}, in %")
     block = metrics["eight_way"]
     rows = []
-    for name in class_names:
+    for name in block["classes"]:
         rates = block["per_class"].get(name)
         keys = ("precision", "recall", "f1", "auroc")
         cells = [percent(rates[key]) if key in rates else "" for key in keys] if rates else [""] * 4

@@ -1,6 +1,6 @@
 """Confusion matrices, per-class scores and calibration."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -10,13 +10,13 @@ from ngd_fast.evaluation.metrics import prepare
 from ngd_fast.evaluation.predictions import Predictions
 
 
-def confusion_figure(block: Mapping, class_names: Sequence[str], *, title: str = ""):
+def confusion_figure(block: Mapping, *, title: str = ""):
     """Confusion matrix of a metrics block: shades and percentages are shares of the true class, with counts below.
 
     ``eight_way`` shows every class (one without a row is hatched), ``present_only`` the classes that have one.
     """
     counts = np.asarray(block["confusion"])
-    names = np.asarray(class_names)
+    names = np.asarray(block["classes"])
     if block.get("protocol") == "present_only":
         present = np.flatnonzero(counts.sum(axis=1))
         counts, names = counts[np.ix_(present, present)], names[present]
@@ -41,9 +41,10 @@ def confusion_figure(block: Mapping, class_names: Sequence[str], *, title: str =
     return figure
 
 
-def per_class_figure(blocks: Mapping[str, Mapping], class_names: Sequence[str]):
+def per_class_figure(blocks: Mapping[str, Mapping]):
     """F1 of each class with its bootstrap interval, one mark for each of ``blocks`` {label: metrics block}."""
-    names = [name for name in class_names if any(name in block["per_class"] for block in blocks.values())]
+    classes = next(iter(blocks.values()))["classes"]
+    names = [name for name in classes if any(name in block["per_class"] for block in blocks.values())]
     with new_figure(1.5 + 0.85 * len(names), 3.2) as (figure, ((axis,),)):
         for k, (label, block) in enumerate(blocks.items()):
             offset = (k - (len(blocks) - 1) / 2) * 0.7 / max(len(blocks), 2)
@@ -82,7 +83,7 @@ def reliability_figure(predictions: Mapping[str, Predictions], *, protocol: str 
             upper.plot([0, 1], [0, 1], "--", color="#4d4d4d", lw=1, label="calibrated")
             upper.set(title=f"{title}\nECE {100 * gap:.1f} %", ylim=(0, 1), xlim=(0, 1))
             lower.bar(centers, rows, width, color="#bdbdbd", edgecolor="white")
-            lower.set(xlabel="confidence")
+            lower.set(xlabel="confidence", xticks=(0, 0.5, 1))
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("rows")
         axes[0, 0].legend(loc="upper left")

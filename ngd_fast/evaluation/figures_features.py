@@ -68,7 +68,11 @@ def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "t
             axis.grid(False)
             axis.spines[:].set_visible(False)
         handles, labels = axes[0].get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside lower center", ncols=len(labels), markerscale=2)
+        # beside fewer than three plots there is no room for all names in one row
+        per_row = len(labels) if columns > 2 else -(-len(labels) // 2)
+        legend = figure.legend(handles, labels, loc="outside lower center", ncols=per_row)
+        for handle in legend.legend_handles:
+            handle.set_sizes([28])
     return figure
 
 

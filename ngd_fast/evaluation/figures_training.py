@@ -51,7 +51,7 @@ def ramp_window(logs: Sequence[Epochs]) -> tuple[int, int] | None:
         weights = np.array([value_of(epoch, "geo_weight") for epoch in epochs])
         if len(weights) and np.nanmax(np.append(weights, -1)) > max(weights[0], 0):
             start = int(np.flatnonzero(weights > weights[0])[0]) - 1
-            end = int(np.flatnonzero(weights >= np.nanmax(weights) * (1 - 1e-6))[0])
+            end = int(np.flatnonzero(weights >= np.nanmax(weights) * 0.995)[0])
             return int(epochs[start]["epoch"]), int(epochs[end]["epoch"])
     return None
 

@@ -71,8 +71,8 @@ def evaluate(
     Returns a dict ready for JSON: ``accuracy``, ``macro_f1``, ``balanced_accuracy``, ``auroc_macro`` (one class against
     the rest, mean over present classes; absent where only one class is present), ``ece`` (15 bins), ``per_class``
     {name: precision, recall, f1, auroc, support} for present classes, ``confusion`` [C][C] counts (row: true class),
-    ``absent`` (names of classes without a row), ``n``; and with ``bootstrap`` > 0 resamples ``ci`` {metric: [2.5 %,
-    97.5 % percentile]} for all five metrics and in each class for precision, recall, f1 and auroc.
+    ``classes`` (names in the order of ``confusion``), ``absent`` (those without a row), ``n``; and with ``bootstrap`` > 0
+    resamples ``ci`` {metric: [2.5 %, 97.5 % percentile]} for all five metrics, and in each class for its rates.
 
     Raises UserError for labels outside [-1, C), no labelled row, or logits that are not finite; ValueError or TypeError
     for arguments that do not fit.
@@ -90,6 +90,7 @@ def evaluate(
     result |= {
         "per_class": per_class,
         "confusion": counts.tolist(),
+        "classes": list(class_names),
         "absent": [name for c, name in enumerate(class_names) if c not in scored.present],
         "n": len(scored.labels),
         "protocol": protocol,
@@ -122,6 +123,11 @@ def evaluate_predictions(predictions: Predictions, *, bootstrap: int = 1000, see
     }
 
 
+def classes_of(block: Mapping) -> list[tuple[str, Mapping]]:
+    """(name, rates) of the present classes in the classes' own order, which JSON with sorted keys does not keep."""
+    return [(name, block["per_class"][name]) for name in block["classes"] if name in block["per_class"]]
+
+
 def write_per_class(path: str | Path, blocks: Mapping[str, Mapping]) -> None:
     """Write the classes of {protocol: block} as CSV, fractions in [0, 1]; absent classes have no line."""
     rates = ("precision", "recall", "f1", "auroc")
@@ -129,7 +135,7 @@ def write_per_class(path: str | Path, blocks: Mapping[str, Mapping]) -> None:
         ",".join(["protocol", "class", "support", *rates, *(f"{r}_{end}" for r in rates for end in ("low", "high"))])
     ]
     for protocol, block in blocks.items():
-        for name, values in block["per_class"].items():
+        for name, values in classes_of(block):
             intervals = [values.get("ci", {}).get(rate, ("", "")) for rate in rates]
             cells = [
                 values["support"],

@@ -98,7 +98,7 @@ def _read(path: Path) -> Iterator[Result]:
         found[""] = data
     for split, blocks in found.items():
         for protocol in PROTOCOLS:
-            missing = {"accuracy", "macro_f1", "n"} - set(blocks.get(protocol, ()))
+            missing = {"accuracy", "macro_f1", "n", "classes", "confusion"} - set(blocks.get(protocol, ()))
             if missing:
                 raise UserError(f"{path}: {split or 'the file'} lacks {protocol} {', '.join(sorted(missing))}")
         run = str(data.get("run") or path.parent.name)

@@ -30,19 +30,19 @@ def texts(figure):
 def test_confusion_shows_counts_and_shares(make_predictions):
     predictions = make_predictions((50, 40, 30, 20, 20, 0, 10, 0))
     blocks = evaluate_predictions(predictions, bootstrap=0)
-    shown = texts(confusion_figure(blocks["eight_way"], predictions.class_names))
+    shown = texts(confusion_figure(blocks["eight_way"]))
     right = blocks["eight_way"]["confusion"][0][0]
     assert f"{100 * right / 50:.1f}" in shown
     assert str(right) in shown
     assert shown.count("no samples") == 2
-    present = texts(confusion_figure(blocks["present_only"], predictions.class_names))
+    present = texts(confusion_figure(blocks["present_only"]))
     assert "disgust" not in present
     assert "no samples" not in present
 
 
 def test_the_same_figure_gives_the_same_bytes(make_predictions, tmp_path):
     block = evaluate_predictions(make_predictions(), bootstrap=5)["eight_way"]
-    draw = lambda: per_class_figure({"B0": block}, make_predictions().class_names)  # noqa: E731
+    draw = lambda: per_class_figure({"B0": block})  # noqa: E731
     for kind, start in (("svg", b"<?xml"), ("pdf", b"%PDF"), ("png", b"\x89PNG")):
         image = render(draw(), kind)
         assert image.startswith(start)

@@ -6,9 +6,10 @@ import pytest
 from ngd_fast.artifacts.files import read_json, write_json
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.latex import escape, render
-from ngd_fast.evaluation.metrics import evaluate_predictions
+from ngd_fast.evaluation.metrics import classes_of, evaluate_predictions
 from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.tables import ablation_table, write_tables, xval_table
+from ngd_fast.faces.classes import CLASS_NAMES
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +83,12 @@ def test_latex_compiles(outs, tmp_path):
 
 def test_special_characters_are_escaped():
     assert escape("a_b & 5% {x}") == r"a\_b \& 5\% \{x\}"
+
+
+def test_classes_keep_their_order_on_disk(suite):
+    block = load_results([suite / "B0_seed1"])[0].blocks["eight_way"]
+    assert list(block["per_class"]) == sorted(block["per_class"]), "JSON is written with sorted keys"
+    assert [name for name, _ in classes_of(block)] == list(CLASS_NAMES)
 
 
 def test_what_cannot_stand_in_one_table(suite, outs, tmp_path):
