@@ -1,0 +1,108 @@
+"""ngd-fast bench: measure this machine and print a table."""
+
+import click
+
+
+@click.group("bench")
+def command():
+    """Measure this machine: objective, training step, feeds."""
+
+
+def _options(function):
+    for option in (
+        click.option("--json", "json_path", type=click.Path(dir_okay=False), help="Also write the rows as JSON."),
+        click.option("--device", help="cuda or cpu.  [default: cuda where there is one]"),
+        click.option("--threads", type=click.IntRange(min=1), help="CPU threads.  [default: PyTorch's own]"),
+        click.option(
+            "--seconds", type=click.FloatRange(min=0.01), default=0.3, show_default=True, help="For each number."
+        ),
+    ):
+        function = option(function)
+    return function
+
+
+@command.command()
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Rows; repeatable.")
+@click.option("--dtype", "dtypes", type=click.Choice(["float32", "bfloat16"]), multiple=True, help="Repeatable.")
+@_options
+def objective(batches, dtypes, device, threads, seconds, json_path):
+    """The whole objective: plain PyTorch eager and compiled against each backend, in and out of a CUDA graph."""
+    device = _start(device, threads)
+    from ngd_fast.bench import objective as bench
+    from ngd_fast.console import progress
+
+    batches = batches or ((128, 1024, 16_384, 262_144) if device.type == "cuda" else (32, 128, 1024, 4096))
+    names = bench.implementations(device)
+    shapes = [(B, dtype) for B in batches for dtype in dtypes or tuple(bench.DTYPES)]
+    rows = []
+    for B, dtype in progress(shapes, desc="objective", unit="shape"):
+        rows += bench.measure(B, dtype, device, names, seconds=seconds)
+    _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
+
+
+@command.command()
+@click.option("--batch", "batches", type=click.IntRange(min=1), multiple=True, help="Images; repeatable.")
+@click.option("--variant", "variants", type=click.Choice(["B0", "B3"]), multiple=True, help="Repeatable.")
+@click.option("--image-size", type=click.IntRange(min=8), help="Side in pixels.  [default: 224 on a GPU, else 48]")
+@click.option("--arch", default="resnet18", show_default=True)
+@_options
+def step(batches, variants, image_size, arch, device, threads, seconds, json_path):
+    """The training step on static input: plain PyTorch against the fused objective, eager, compiled, in one graph."""
+    device = _start(device, threads)
+    from ngd_fast.bench import step as bench
+    from ngd_fast.console import progress
+
+    on_gpu = device.type == "cuda"
+    cases = [
+        (variant, batch) for variant in variants or bench.VARIANTS for batch in batches or ((128,) if on_gpu else (32,))
+    ]
+    hows = ("eager", "compiled", "graph") if on_gpu else ("eager",)
+    rows = []
+    for variant, batch in progress(cases, desc="step", unit="case"):
+        size = image_size or (224 if on_gpu else 48)
+        rows += bench.measure(variant, batch, size, device, hows, arch=arch, seconds=seconds)
+    _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
+
+
+@command.command()
+@click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True)
+@click.option("--image-size", type=click.IntRange(min=8), default=224, show_default=True, help="Side in pixels.")
+@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of the torch feed.")
+@_options
+def feeds(batch, image_size, workers, device, threads, seconds, json_path):
+    """The feeds alone, on random faces: plain PyTorch, DALI, resident (those that are there)."""
+    device = _start(device, threads)
+    from ngd_fast.bench import feeds as bench
+    from ngd_fast.console import progress
+
+    rows = [
+        bench.measure(kind, batch, image_size, device, workers=workers, seconds=seconds)
+        for kind in progress(bench.kinds(device), desc="feeds", unit="feed")
+    ]
+    _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
+
+
+def _start(device: str | None, threads: int | None):
+    import torch
+
+    from ngd_fast.errors import UserError
+
+    if threads:
+        torch.set_num_threads(threads)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device not in ("cpu", "cuda"):
+        raise UserError(f"--device: must be cpu or cuda, is {device!r}")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise UserError("--device cuda: PyTorch sees no CUDA device; use --device cpu")
+    return torch.device(device)
+
+
+def _finish(columns, cells, rows, device, json_path) -> None:
+    from ngd_fast.artifacts.files import write_json
+    from ngd_fast.bench import _timing
+    from ngd_fast.console import print_table
+
+    about = _timing.machine(device)
+    print_table(columns, cells, title=_timing.describe(about))
+    if json_path:
+        write_json(json_path, {"machine": about, "rows": rows})
