@@ -66,7 +66,7 @@ def read_csv(path: Path, class_map, image_root) -> dict:
     subject_column = find_column(header, SUBJECT_COLUMNS)
     dist_columns = [find_column(header, (name,)) for name in CLASS_NAMES]
     soft = None not in dist_columns
-    label_map = _label_map_for(path, class_map, need=not soft and name_column is None and id_column is not None)
+    label_map = _label_map_for(path, class_map)
 
     root = Path(image_root) if image_root is not None else path.parent
     paths, names, dist, subjects = [], [], [], []
@@ -89,17 +89,12 @@ def read_csv(path: Path, class_map, image_root) -> dict:
     return {"paths": paths, "names": names, "label_dist": label_dist, "subjects": subjects if any(subjects) else None}
 
 
-def _label_map_for(path: Path, class_map, *, need: bool) -> LabelMap | None:
+def _label_map_for(path: Path, class_map) -> LabelMap | None:
     if class_map is not None:
         return LabelMap.load(class_map)
     beside = path.parent / "class_map.json"
     if beside.exists():
         return LabelMap.load(beside)
-    if need:
-        # The same number means different expressions in FER+, AffectNet and CK+: never guess.
-        raise UserError(
-            f"{path}: holds label ids but no label names; give --class-map (or put class_map.json beside it)"
-        )
     return None
 
 
@@ -112,6 +107,9 @@ def _one_hot(cells, name_column, id_column, label_map: LabelMap | None, where: s
         index = label_map.index_of_name(text) if index is None else index
         known = f"{label_map.source} has {label_map.names} with ids {sorted(label_map.by_id)}"
     else:
+        if text.lstrip("+-").replace(".", "", 1).isdigit():
+            # The same number means different expressions in FER+, AffectNet and CK+: never guess.
+            raise UserError(f"{where}: holds a label id and no name; give --class-map, or put class_map.json beside it")
         index, known = class_index(text), f"known are {', '.join(CLASS_NAMES)}"
     if index is None:
         raise UserError(f"{where}: label {text!r} is not in the class map; {known}")

@@ -1,0 +1,226 @@
+"""Faces from NPZ, CSV and folders, and everything that can be wrong with them."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from ngd_fast.artifacts.files import save_npz
+from ngd_fast.errors import UserError
+from ngd_fast.faces.classes import AFFECTNET_IDS, CLASS_NAMES, LabelMap, class_index
+from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.images import decode_image, resize_images, to_grey
+
+
+def _images(count, channels=1, side=8, seed=0):
+    shape = (count, side, side) + ((3,) if channels == 3 else ())
+    return np.random.default_rng(seed).integers(0, 256, shape).astype(np.uint8)
+
+
+def _arrays(count=5):
+    dist = np.eye(8, dtype=np.float32)[np.arange(count) % 8]
+    return {"images": _images(count), "label_dist": dist, "names": np.array([b"a%d.png" % i for i in range(count)])}
+
+
+def _write_images(folder, names):
+    for i, name in enumerate(names):
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(_images(1, seed=i)[0]).save(folder / name)
+
+
+def _csv(path, header, rows):
+    path.write_text("\n".join([header, *rows]) + "\n")
+    return path
+
+
+def test_synonyms_name_the_same_class():
+    assert [class_index(name) for name in ("Happy", " sad ", "ANGRY", "contempt")] == [1, 3, 4, 7]
+    assert class_index("sleepy") is None
+
+
+@pytest.mark.parametrize(
+    ("mapping", "message"),
+    [({}, "empty"), ({"sleepy": 0}, "sleepy"), ({"happy": 1, "sad": 1}, "two classes"), ({"happy": "x"}, "integer id")],
+)
+def test_class_map_faults(mapping, message):
+    with pytest.raises(UserError, match=message):
+        LabelMap(mapping)
+
+
+def test_class_map_reads_both_directions():
+    forward, backward = LabelMap({"happy": 1, "sad": 2}), LabelMap({"1": "happy", "2": "sad"})
+    assert forward.by_id == backward.by_id == {1: 1, 2: 3}
+    assert forward.index_of_id("2.0") == 3
+    assert forward.index_of_id("2.5") is None
+    assert forward.index_of_name("fear") is None
+
+
+def test_npz_round_trip(tmp_path):
+    faces = Faces(
+        images=_images(6, 3), label_dist=_arrays(6)["label_dist"], subjects=list("aabbcc"), names=list("uvwxyz")
+    )
+    faces.save(tmp_path / "f.npz")
+    back = Faces.load(tmp_path / "f.npz")
+    np.testing.assert_array_equal(back.images, faces.images)
+    assert back.names == faces.names
+    assert back.subjects == faces.subjects
+    assert back.checksum == faces.checksum
+    changed = _images(6, 3)
+    changed[0, 0, 0, 0] ^= 1
+    assert Faces(images=changed, label_dist=faces.label_dist).checksum != faces.checksum
+
+
+def test_unlabelled_rows_and_subset():
+    dist = _arrays(4)["label_dist"]
+    dist[2] = 0
+    faces = Faces(images=_images(4), label_dist=dist)
+    assert faces.labels.tolist() == [0, 1, -1, 3]
+    part = faces.subset(np.array([False, True, True, False]))
+    assert part.labels.tolist() == [1, -1]
+    np.testing.assert_array_equal(part.images, faces.images[1:3])
+    assert faces.class_counts.tolist() == [1, 1, 0, 1, 0, 0, 0, 0]
+
+
+def test_npz_labels_keep_the_winner_of_a_tie(tmp_path):
+    arrays = _arrays(1) | {"label_dist": np.full((1, 8), 1 / 8, np.float32), "labels": np.array([6])}
+    save_npz(tmp_path / "f.npz", arrays)
+    assert Faces.load(tmp_path / "f.npz").labels.tolist() == [6]
+
+
+def test_npz_in_another_class_order(tmp_path):
+    save_npz(tmp_path / "f.npz", _arrays(8))
+    faces = Faces.load(tmp_path / "f.npz", class_map={name: number for number, name in AFFECTNET_IDS.items()})
+    assert [CLASS_NAMES[label] for label in faces.labels] == list(AFFECTNET_IDS.values())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"images": _images(5).astype(np.float32)}, "images must be uint8"),
+        ({"images": _images(5).reshape(5, 64)}, "images must be uint8"),
+        ({"images": _images(0).reshape(0, 8, 8)}, "holds no images"),
+        ({"label_dist": np.full((5, 8), 0.2, np.float32)}, "5 rows of label_dist.*row 0 sums to 1.6"),
+        ({"label_dist": np.eye(7, dtype=np.float32)[:5]}, "label_dist must be float"),
+        ({"label_dist": np.eye(8, dtype=np.float32)[:4]}, "label_dist must be float"),
+        ({"label_dist": np.eye(8, dtype=np.int64)[:5]}, "label_dist must be float"),
+        ({"labels": np.array([0, 1, 2, 3, 8])}, "labels must lie in"),
+        ({"names": np.array([b"a"])}, "1 names for 5 images"),
+    ],
+)
+def test_npz_faults(tmp_path, change, message):
+    save_npz(tmp_path / "f.npz", _arrays() | change)
+    with pytest.raises(UserError, match=message):
+        Faces.load(tmp_path / "f.npz")
+
+
+def test_npz_with_nan_in_a_label_is_refused(tmp_path):
+    arrays = _arrays()
+    arrays["label_dist"][3, 0] = np.nan
+    save_npz(tmp_path / "f.npz", arrays)
+    with pytest.raises(UserError, match="row 3"):
+        Faces.load(tmp_path / "f.npz")
+
+
+def test_truncated_or_incomplete_npz(tmp_path):
+    path = tmp_path / "f.npz"
+    save_npz(path, {"images": _images(5)})
+    with pytest.raises(UserError, match="lacks label_dist"):
+        Faces.load(path)
+    save_npz(path, _arrays())
+    path.write_bytes(path.read_bytes()[:-300])
+    with pytest.raises(UserError, match="truncated"):
+        Faces.load(path)
+    with pytest.raises(UserError, match="no such file"):
+        Faces.load(tmp_path / "other.npz")
+
+
+@pytest.mark.parametrize("header", ["image_path,label_name", "img,label_str", " FilePath ,Class_Name", "file,label"])
+def test_csv_headers_of_the_authors(tmp_path, header):
+    _write_images(tmp_path, ["a.png", "b/c.png"])
+    faces = Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,happy", "b/c.png,Contempt"]))
+    assert faces.labels.tolist() == [1, 7]
+    assert decode_image(faces.paths[1], grey=True).shape == (8, 8)
+
+
+def test_csv_ids_need_a_class_map(tmp_path):
+    _write_images(tmp_path, ["a.png"])
+    path = _csv(tmp_path / "l.csv", "path,label_id", ["a.png,2"])
+    with pytest.raises(UserError, match="--class-map"):
+        Faces.load(path)
+    (tmp_path / "class_map.json").write_text(json.dumps({"sad": 2}))
+    assert Faces.load(path).labels.tolist() == [3]
+    with pytest.raises(UserError, match=r"line 2: label '2' is not in the class map"):
+        Faces.load(path, class_map={"sad": 3})
+    (tmp_path / "class_map.json").write_text("{}")
+    with pytest.raises(UserError, match="empty"):
+        Faces.load(path)
+
+
+def test_csv_with_distributions(tmp_path):
+    _write_images(tmp_path, ["a.png"])
+    header = "path," + ",".join(CLASS_NAMES)
+    faces = Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0.25,0.75,0,0,0,0,0,0"]))
+    np.testing.assert_allclose(faces.label_dist[0, :2], [0.25, 0.75])
+    with pytest.raises(UserError, match=r"line 2: .* sums to 1.5"):
+        Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0.75,0.75,0,0,0,0,0,0"]))
+
+
+@pytest.mark.parametrize(
+    ("header", "rows", "message"),
+    [
+        ("where,label", ["a.png,happy"], "no column of image paths.*wanted one of image_path"),
+        ("path,label_name", ["a.png,sleepy"], "line 2: label 'sleepy'"),
+        ("path,label_name", ["a.png,happy", "a.png"], "line 3 has 1 cells.*truncated"),
+        ("path,label_name", [], "holds no rows"),
+        (
+            "path,label_name",
+            ["a.png,happy", "x/y.png,sad", "z.png,sad"],
+            r"2 of 3 images do not exist, first .*x/y.png",
+        ),
+    ],
+)
+def test_csv_faults(tmp_path, header, rows, message):
+    _write_images(tmp_path, ["a.png"])
+    with pytest.raises(UserError, match=message):
+        Faces.load(_csv(tmp_path / "l.csv", header, rows))
+
+
+def test_image_root_resolves_paths(tmp_path):
+    _write_images(tmp_path / "elsewhere", ["a.png"])
+    path = _csv(tmp_path / "l.csv", "path,label_name", ["a.png,happy"])
+    with pytest.raises(UserError, match="--image-root"):
+        Faces.load(path)
+    assert len(Faces.load(path, image_root=tmp_path / "elsewhere")) == 1
+
+
+def test_folders(tmp_path):
+    _write_images(tmp_path / "labelled", ["happy/a.png", "happy/b.png", "fear/c.png"])
+    assert Faces.load(tmp_path / "labelled").labels.tolist() == [6, 1, 1]
+    _write_images(tmp_path / "plain", ["a.png", "b.jpg"])
+    assert Faces.load(tmp_path / "plain").labels.tolist() == [-1, -1]
+    _write_images(tmp_path / "odd", ["sleepy/a.png"])
+    with pytest.raises(UserError, match="name is no class"):
+        Faces.load(tmp_path / "odd")
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(UserError, match="holds no images"):
+        Faces.load(tmp_path / "empty")
+
+
+def test_grey_and_resize_agree_with_decoding_files(tmp_path):
+    image = _images(1, 3, side=30)[0]
+    Image.fromarray(image).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(to_grey(image[None])[0], decode_image(tmp_path / "a.png", grey=True))
+    np.testing.assert_array_equal(resize_images(image[None], 12)[0], decode_image(tmp_path / "a.png", side=12))
+
+
+def test_undecodable_image_is_named(tmp_path):
+    (tmp_path / "a.png").write_bytes(b"\x89PNG no more")
+    with pytest.raises(UserError, match=r"a\.png: not a readable image.*--skip-bad"):
+        decode_image(tmp_path / "a.png")
+
+
+def test_real_ferplus(shared_data):
+    faces = Faces.load(shared_data / "ferplus" / "ferplus_valid.npz")
+    assert (len(faces), faces.images.shape[1:]) == (3553, (48, 48))
+    assert faces.class_counts.tolist() == [1335, 899, 456, 412, 319, 34, 74, 24]
