@@ -287,7 +287,8 @@ def other_datasets(report: Report) -> str:
         if block["absent"]:
             caption += f", without {', '.join(block['absent'])}"
         content += _metrics_table(block["rows"], caption)
-    pictures = "".join(_confusions(report, r, f"confusion_{r.folder.name}") for r in report.others)
+    first_seeds = {(r.dataset, r.variant): r for r in reversed(report.others)}
+    pictures = "".join(_confusions(report, r, f"confusion_{r.folder.name}") for r in reversed(first_seeds.values()))
     return content + html.details("Confusion matrices", f'<div class="row">{pictures}</div>')
 
 

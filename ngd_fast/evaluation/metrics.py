@@ -71,8 +71,8 @@ def evaluate(
     Returns a dict ready for JSON: ``accuracy``, ``macro_f1``, ``balanced_accuracy``, ``auroc_macro`` (one class against
     the rest, mean over present classes; absent where only one class is present), ``ece`` (15 bins), ``per_class``
     {name: precision, recall, f1, auroc, support} for present classes, ``confusion`` [C][C] counts (row: true class),
-    ``classes`` (names in the order of ``confusion``), ``absent`` (those without a row), ``n``; and with ``bootstrap`` > 0
-    resamples ``ci`` {metric: [2.5 %, 97.5 % percentile]} for all five metrics, and in each class for its rates.
+    ``classes`` (names in the order of ``confusion``), ``absent`` (those without a row), ``n``; and with ``bootstrap``
+    > 0 resamples ``ci`` {metric: [2.5 %, 97.5 % percentile]} for all five metrics, and in each class for its rates.
 
     Raises UserError for labels outside [-1, C), no labelled row, or logits that are not finite; ValueError or TypeError
     for arguments that do not fit.
