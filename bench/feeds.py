@@ -1,5 +1,4 @@
-"""The feeds alone: images a second that DALI, the resident feed and the plain PyTorch loader hand over, 48 to ``size``
-px."""
+"""The feeds alone: images a second that DALI, the resident feed and the plain PyTorch loader hand over."""
 
 import time
 from collections.abc import Sequence

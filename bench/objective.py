@@ -1,5 +1,4 @@
-"""The whole objective, all four terms: plain PyTorch eager and compiled against each backend, in and out of a CUDA
-graph.
+"""The whole objective, all four terms: plain PyTorch, eager and compiled, against each backend, in and out of graphs.
 
 The yardstick is ``compile`` in a CUDA graph: torch.compile of the reference, captured with static inputs.
 """

@@ -103,6 +103,7 @@ def _finish(columns, cells, rows, device, json_path) -> None:
     from ngd_fast.console import print_table
 
     about = _timing.machine(device)
-    print_table(columns, cells, title=_timing.describe(about))
+    click.echo(_timing.describe(about))
+    print_table(columns, cells)
     if json_path:
         write_json(json_path, {"machine": about, "rows": rows})
