@@ -1,6 +1,7 @@
 """Is a run still what it says it is? Checksums, inputs, metrics and tables, each derived again from what lies below."""
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def verify(path: str | Path) -> list[Verification]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: no such folder")
-    marks = {SUMS_NAME, FINGERPRINT_NAME, "metrics.json", "ablation_lite.json", "xval_main.json"}
+    marks = {SUMS_NAME, *_CHECKS}
     folders = sorted({file.parent for file in path.rglob("*") if file.name in marks})
     if not folders:
         raise UserError(f"{path}: holds no {SUMS_NAME}, metrics.json or table; is it a finished run?")
@@ -59,25 +60,29 @@ def require_untouched(file: str | Path) -> None:
 def _verify_folder(folder: Path) -> Verification:
     found = Verification(folder)
     if (folder / SUMS_NAME).exists():
-        listed = _listed(folder)
-        found.add(f"{len(listed)} checksums", check_sums(folder))
-        found.notes += [f"{name}: not in {SUMS_NAME}, came later" for name in _unlisted(folder, listed)]
+        _run_check(found, SUMS_NAME, _verify_sums)
     elif (folder / FINGERPRINT_NAME).exists():
         found.problems.append(f"{SUMS_NAME}: missing")
-    for name, check in ((FINGERPRINT_NAME, _verify_fingerprint), ("metrics.json", _verify_metrics)):
+    for name, check in _CHECKS.items():
         if (folder / name).exists():
-            # a file that cannot even be read is a finding about this folder, not the end of the others' check
-            try:
-                check(found)
-            except UserError as error:
-                found.problems.append(str(error))
-    for table in sorted(folder.glob("*.json")):
-        if table.stem in ("ablation_lite", "xval_main"):
-            try:
-                _verify_table(found, table)
-            except UserError as error:
-                found.problems.append(f"{table.name}: cannot be made again: {error}")
+            _run_check(found, name, check)
     return found
+
+
+def _run_check(found: Verification, name: str, check: Callable[[Verification, Path], None]) -> None:
+    """A file that cannot even be read is a finding about this folder, not the end of the other checks."""
+    try:
+        check(found, found.folder / name)
+    except UserError as error:
+        found.problems.append(f"{name}: cannot be checked: {error}")
+    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        found.problems.append(f"{name}: is not as ngd-fast writes it ({type(error).__name__}: {error})")
+
+
+def _verify_sums(found: Verification, path: Path) -> None:
+    listed = _listed(found.folder)
+    found.add(f"{len(listed)} checksums", check_sums(found.folder))
+    found.notes += [f"{name}: not in {path.name}, came later" for name in _unlisted(found.folder, listed)]
 
 
 def _listed(folder: Path) -> set[str]:
@@ -92,18 +97,18 @@ def _unlisted(folder: Path, listed: set[str]) -> list[str]:
     ]
 
 
-def _verify_fingerprint(found: Verification) -> None:
-    fingerprint = read_json(found.folder / FINGERPRINT_NAME)
+def _verify_fingerprint(found: Verification, path: Path) -> None:
+    fingerprint = read_json(path)
     changed, absent = check_fingerprint(found.folder, fingerprint)
     found.add("fingerprint's files", [f"{FINGERPRINT_NAME}: {line}" for line in changed])
     found.notes += [f"{FINGERPRINT_NAME}: {line}, so it was not checked" for line in absent]
 
 
-def _verify_metrics(found: Verification) -> None:
+def _verify_metrics(found: Verification, path: Path) -> None:
     from ngd_fast.evaluation.metrics import evaluate
-    from ngd_fast.evaluation.results import load_results
+    from ngd_fast.evaluation.results import read_metrics
 
-    for result in load_results([found.folder / "metrics.json"]):
+    for result in read_metrics(path):
         predictions = result.predictions
         where = f"metrics.json {result.split}".strip()
         if predictions is None:
@@ -135,6 +140,14 @@ def _verify_table(found: Verification, path: Path) -> None:
     elif tex.read_text(encoding="utf-8") != render(table):
         problems.append(f"{tex.name}: is not what {path.name} gives")
     found.add(f"{tex.name} from {path.name} and its {len(table['sources'])} sources", problems)
+
+
+_CHECKS = {
+    FINGERPRINT_NAME: _verify_fingerprint,
+    "metrics.json": _verify_metrics,
+    "ablation_lite.json": _verify_table,
+    "xval_main.json": _verify_table,
+}
 
 
 def differences(kept, again, where: str) -> list[str]:

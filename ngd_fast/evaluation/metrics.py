@@ -80,8 +80,9 @@ def evaluate(
     if len(class_names) != np.shape(logits)[-1]:
         raise ValueError(f"class_names must name {np.shape(logits)[-1]} columns of logits, has {len(class_names)}")
     scored = prepare(labels, logits, protocol)
-    plain = {name: value[..., 0] for name, value in boot.score(scored, np.ones((len(scored.labels), 1))).items()}
-    counts = boot.confusion_counts(scored, np.ones((len(scored.labels), 1)))[..., 0].astype(int)
+    once = np.ones((len(scored.labels), 1))
+    plain = {name: value[..., 0] for name, value in boot.score(scored, once).items()}
+    counts = boot.confusion_counts(scored, once)[..., 0].astype(int)
     result = {name: float(plain[name]) for name in boot.METRICS if name in plain}
     per_class = {}
     for k, c in enumerate(scored.present):

@@ -1,6 +1,6 @@
 """Runs and evaluations as they lie on disk: found, read and checked, for tables, figures, the report and ``verify``."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -50,7 +50,7 @@ class Result:
         return read_json(path) if path.exists() else None
 
 
-def load_results(paths: Iterable[str | Path]) -> list[Result]:
+def load_results(paths: Sequence[str | Path]) -> list[Result]:
     """Read every evaluation in the given metrics.json files and folders (searched to any depth), without repeats.
 
     Sorted by variant, seed and dataset. Raises UserError where nothing is found or a file is no metrics.json.
@@ -60,7 +60,9 @@ def load_results(paths: Iterable[str | Path]) -> list[Result]:
         for file in _metrics_files(path):
             if file.resolve() not in seen:
                 seen.add(file.resolve())
-                results.extend(_read(file))
+                results.extend(read_metrics(file))
+    if not results:
+        raise UserError(f"{', '.join(map(str, paths))}: holds no evaluation of a student")
     results.sort(key=lambda r: (r.variant, r.seed if r.seed is not None else -1, r.dataset, r.run, str(r.path)))
     return _without_repeats(results)
 
@@ -89,7 +91,8 @@ def _metrics_files(path: Path) -> list[Path]:
     return files
 
 
-def _read(path: Path) -> Iterator[Result]:
+def read_metrics(path: Path) -> Iterator[Result]:
+    """The evaluations in one metrics.json; none in that of another kind of run, such as an EEG teacher's."""
     data = read_json(path)
     if not isinstance(data, dict):
         raise UserError(f"{path}: must hold a JSON object, holds a {type(data).__name__}")

@@ -10,6 +10,7 @@ from ngd_fast.artifacts.verify import verify
 from ngd_fast.cli import main
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.tables import write_tables
 
 
@@ -109,3 +110,25 @@ def test_nothing_to_verify(tmp_path):
 def test_a_run_without_its_sums(run):
     (run / "SHA256SUMS.txt").unlink()
     assert "SHA256SUMS.txt: missing" in problems(run)
+
+
+def test_json_of_another_shape_is_a_finding(run):
+    write_json(run / "ablation_fingerprint.json", {"files": {"config": "config.yaml"}})
+    metrics = read_json(run / "metrics.json")
+    metrics["valid"]["eight_way"].pop("confusion")
+    write_json(run / "metrics.json", metrics)
+    (run / "SHA256SUMS.txt").write_text("nonsense\n")
+    found = problems(run)
+    assert any("ablation_fingerprint.json: is not as ngd-fast writes it" in line for line in found)
+    assert any("metrics.json: cannot be checked" in line and "lacks eight_way confusion" in line for line in found)
+    assert any("SHA256SUMS.txt: cannot be checked" in line for line in found)
+
+
+def test_a_run_of_another_kind_has_its_sums_checked(tmp_path):
+    """An EEG teacher's metrics are not a student's: nothing to derive, nothing wrong."""
+    write_json(tmp_path / "metrics.json", {"validation": {"valence": {"ccc": 0.4}}})
+    write_sums(tmp_path)
+    (found,) = verify(tmp_path)
+    assert (found.problems, found.checked) == ([], ["1 checksums"])
+    with pytest.raises(UserError, match="holds no evaluation of a student"):
+        load_results([tmp_path])
