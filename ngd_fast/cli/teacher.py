@@ -33,9 +33,8 @@ def train(maps, support, out, config_path, overrides, device, figures):
     from ngd_fast.teacher.run import run_training
 
     config = load_config(TeacherConfig, config_path, overrides)
-    metrics = run_training(
-        maps, out, config, support_path=support, device=resolve_device(device), figures=figures
-    )  # fmt: skip
+    device = resolve_device(device)
+    metrics = run_training(maps, out, config, support_path=support, device=device, figures=figures)
     blocks = {"teacher": metrics["validation"], **metrics["baselines"]}
     _print_metrics(blocks, f"Validation subjects, {metrics['windows']['validation']} windows")
     click.echo(out)

@@ -17,25 +17,6 @@ from ngd_fast.teacher.network import load_teacher
 SPLITS = ("validation", "train", "all")
 
 
-def select_rows(maps: Topomaps, teacher_meta: dict, split: Literal["validation", "train", "all"]) -> np.ndarray:
-    """bool [N]: labelled windows of the subjects on that side of the teacher's own split.
-
-    The maps need not be the teacher's own: of another file, whose subjects are other people under the same numbers,
-    only ``all`` means anything. Raises UserError where no window is left.
-    """
-    if split not in SPLITS:
-        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
-    rows = maps.labelled
-    if split != "all":
-        wanted = teacher_meta[f"{split}_subjects"]
-        rows = rows & np.isin(maps.subject, wanted)
-        if not rows.any():
-            raise UserError(f"the maps hold no labelled window of the teacher's {split} subjects {wanted}")
-    if not rows.any():
-        raise UserError(f"none of {len(maps)} windows has both valence and arousal; prototypes need ratings")
-    return rows
-
-
 def rated_features(
     teacher_path: str | Path,
     maps_path: str | Path,
@@ -47,8 +28,11 @@ def rated_features(
 
     ``validation`` (the paper's choice) is disjoint by subject from the teacher's training side. The origin holds
     which subjects these are and the checksums of teacher and maps. Raises UserError for maps that are not the
-    teacher's kind, or that are not the teacher's file while ``split`` names one of its sides.
+    teacher's kind, that are not the teacher's file while ``split`` names one of its sides (the subjects of another
+    file are other people under the same numbers), or that hold no rating.
     """
+    if split not in SPLITS:
+        raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
     teacher, meta = load_teacher(teacher_path, device=device)
     maps = Topomaps.load(maps_path)
     maps_sha256 = sha256(maps_path)
@@ -57,7 +41,9 @@ def rated_features(
             f"{maps_path}: not the file this teacher was trained on, so its {split} subjects are unknown there;"
             " give that file, or --split all"
         )
-    rows = select_rows(maps, meta, split)
+    rows = maps.labelled if split == "all" else maps.labelled & np.isin(maps.subject, meta[f"{split}_subjects"])
+    if not rows.any():
+        raise UserError(f"{maps_path}: no window has both valence and arousal ({split}); prototypes need ratings")
     # Standardisation by subject and context take all of a subject's windows, rated or not, as in training.
     _, features = embed(teacher, meta, maps, device=device)
     ratings = np.stack([maps.valence, maps.arousal], axis=1)[rows]

@@ -74,6 +74,8 @@ def test_other_maps_than_the_teachers_own_need_all(maps, files, tmp_path):
     unrated = replace(maps, valence=maps.valence * np.nan, arousal=maps.arousal * np.nan).save(tmp_path, "unrated")
     with pytest.raises(UserError, match="prototypes need ratings"):
         build_bank(folder, unrated, split="all")
+    with pytest.raises(ValueError, match="split"):
+        build_bank(folder, other, split="test")
     broken = load_npz(other)
     broken["maps"][3, 0, 5, 5] = np.nan
     save_npz(tmp_path / "nan.npz", broken)
