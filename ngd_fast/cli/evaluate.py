@@ -64,7 +64,8 @@ def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, 
 
     student = Checkpoint.open(ckpt, image_size=img_size)
     faces = load_faces(source, class_map=class_map, image_root=image_root, class_names=student.meta["class_names"])
-    name = dataset or Path(source).resolve().stem
+    place = Path(source).resolve()
+    name = dataset or (place.name if place.is_dir() else place.stem)
     made = predict(
         student.module,
         student.meta,

@@ -86,5 +86,5 @@ def reliability_figure(predictions: Mapping[str, Predictions], *, protocol: str 
             lower.set(xlabel="confidence", xticks=(0, 0.5, 1))
         axes[0, 0].set_ylabel("accuracy")
         axes[1, 0].set_ylabel("rows")
-        axes[0, 0].legend(loc="upper left")
+        figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
     return figure
