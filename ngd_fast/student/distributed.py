@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 from ngd_fast.errors import UserError
 
@@ -68,7 +69,11 @@ def join_ranks(device: str) -> tuple[Ranks, torch.device]:
         torch.cuda.set_device(chosen)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        dist.init_process_group(backend, timeout=datetime.timedelta(minutes=10))
+        timeout = datetime.timedelta(minutes=10)
+        store, rank, size = next(rendezvous("env://", timeout=timeout))
+        # torchrun's store outlives a restart: without a prefix the ranks of now would read the addresses of the dead.
+        store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return ranks, chosen
 
 
