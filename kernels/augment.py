@@ -40,6 +40,18 @@ def _below(sample, draw: tl.constexpr, count):
 
 
 @triton.jit
+def _cos_sin(angle):
+    # For angles up to half a turn. tl.cos and tl.sin serve any angle, through a table in slow local memory.
+    quarter = angle * 0.25
+    square = quarter * quarter
+    sin = quarter * (1 - square * (1 / 6 - square * (1 / 120 - square * (1 / 5040 - square * (1 / 362880)))))
+    cos = 1 - square * (1 / 2 - square * (1 / 24 - square * (1 / 720 - square * (1 / 40320))))
+    for _ in tl.static_range(2):
+        sin, cos = 2 * sin * cos, 1 - 2 * sin * sin
+    return cos, sin
+
+
+@triton.jit
 def _load(pixels, base, y, x, width: tl.constexpr, channels: tl.constexpr, channel: tl.constexpr, mask):
     return tl.load(pixels + base + (y * width + x) * channels + channel, mask=mask, other=0).to(tl.float32)
 
@@ -139,8 +151,7 @@ def views_kernel(
         spread = (1 - contrast) + _uniform(sample, 5) * (2 * contrast)
         angle = -rotation + _uniform(sample, 6) * (2 * rotation)
         slant = -shear + _uniform(sample, 7) * (2 * shear)
-        cos = tl.cos(angle)
-        sin = tl.sin(angle)
+        cos, sin = _cos_sin(angle)
         bias = gain * 0.5 * (1 - spread)
         gain = gain * spread
         box_width = erase_low + _below(sample, 9, erase_high - erase_low + 1)

@@ -14,6 +14,7 @@ _image_root = click.option(
     "--image-root", type=click.Path(path_type=Path), help="Folder that the image paths start from."
 )
 _class_map = click.option("--class-map", type=click.Path(path_type=Path), help="JSON: the dataset's {class name: id}.")
+_skip_bad = click.option("--skip-bad", is_flag=True, help="Leave unreadable images out, and count them.")
 _source = click.argument("source", type=click.Path(path_type=Path))
 
 
@@ -66,17 +67,20 @@ def ferplus(fer2013, labels, label_mode, eval_label_mode, image_root, out):
 @_source
 @click.option("--size", type=click.IntRange(8, 1024), help="Hold pixels of this side in an NPZ; else only lists paths.")
 @click.option("--grey", is_flag=True, help="Turn the images grey, like FERPlus.")
+@_skip_bad
 @_image_root
 @_class_map
 @_out
-def affectnet(source, size, grey, image_root, class_map, out):
+def affectnet(source, size, grey, skip_bad, image_root, class_map, out):
     """AffectNet from SOURCE: its CSV, a folder of labels_{train,valid,test,all}.csv, or images/ with annotations/."""
     from ngd_fast.faces.affectnet import AFFECTNET_MAP, convert_affectnet
 
     _say_map(AFFECTNET_MAP.by_id, "AffectNet")
     if grey and size is None:
         raise UserError("--grey needs --size: without it the images stay as they are")
-    splits, left_out = convert_affectnet(source, image_root=image_root, class_map=class_map, size=size, grey=grey)
+    splits, left_out = convert_affectnet(
+        source, image_root=image_root, class_map=class_map, size=size, grey=grey, skip_bad=skip_bad
+    )
     if left_out:
         say(f"left out {left_out} rows of none, uncertain or no face")
     _write(splits, out, "affectnet")
@@ -86,16 +90,19 @@ def affectnet(source, size, grey, image_root, class_map, out):
 @_source
 @click.option("--size", type=click.IntRange(8, 1024), default=48, show_default=True)
 @click.option("--neutral", is_flag=True, help="Also take each sequence's first frame, as neutral (official tree).")
+@_skip_bad
 @_image_root
 @_class_map
 @_out
-def ckplus(source, size, neutral, image_root, class_map, out):
+def ckplus(source, size, neutral, skip_bad, image_root, class_map, out):
     """CK+ from SOURCE: the official tree, the 48-pixel class folders, or a CSV."""
     from ngd_fast.faces.ckplus import convert_ckplus
     from ngd_fast.faces.classes import CKPLUS_IDS, CLASS_MAP
 
     _say_map({number: CLASS_MAP[name] for number, name in CKPLUS_IDS.items()}, "CK+")
-    faces = convert_ckplus(source, size=size, neutral=neutral, image_root=image_root, class_map=class_map)
+    faces = convert_ckplus(
+        source, size=size, neutral=neutral, image_root=image_root, class_map=class_map, skip_bad=skip_bad
+    )
     say(f"{len(set(faces.subjects or []) - {''})} subjects")
     _write({"all": faces}, out, "ckplus")
 
@@ -106,23 +113,22 @@ def ckplus(source, size, neutral, image_root, class_map, out):
 @click.option("--split", default="all", show_default=True)
 @click.option("--size", type=click.IntRange(8, 1024), help="Hold pixels of this side in an NPZ; else only lists paths.")
 @click.option("--grey", is_flag=True, help="Turn the images grey.")
+@_skip_bad
 @_image_root
 @_class_map
 @_out
-def folder(source, name, split, size, grey, image_root, class_map, out):
+def folder(source, name, split, size, grey, skip_bad, image_root, class_map, out):
     """Any folder of class folders, or CSV of paths and labels."""
-    import numpy as np
-
     from ngd_fast.faces.dataset import Faces
-    from ngd_fast.faces.images import decode_image, map_images
+    from ngd_fast.faces.pixels import drop_unreadable
 
     if grey and size is None:
         raise UserError("--grey needs --size: without it the images stay as they are")
     faces = Faces.load(source, class_map=class_map, image_root=image_root)
     if size is not None and faces.paths is not None:
-        images = map_images(lambda path: decode_image(path, grey=grey, side=size), faces.paths, desc="reading images")
-        kept = {key: getattr(faces, key) for key in ("label_dist", "labels", "names", "subjects", "source")}
-        faces = Faces(images=np.stack(images), **kept)
+        faces = faces.decoded(size, grey=grey, skip_bad=skip_bad)
+    elif skip_bad:
+        faces = drop_unreadable(faces)
     _write({split: faces}, out, name)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import AFFECTNET_IDS, AFFECTNET_UNUSED_IDS, CLASS_NAMES, LabelMap
 from ngd_fast.faces.dataset import Faces
-from ngd_fast.faces.images import decode_image, map_images
+from ngd_fast.faces.pixels import drop_unreadable
 from ngd_fast.faces.table import check_paths, read_rows
 
 MINI_SPLITS = ("train", "valid", "test", "all")
@@ -23,6 +23,7 @@ def convert_affectnet(
     class_map=None,
     size: int | None = None,
     grey: bool = False,
+    skip_bad: bool = False,
 ) -> tuple[dict[str, Faces], int]:
     """AffectNet -> ({split: Faces}, rows left out because they carry none of the eight expressions).
 
@@ -31,6 +32,7 @@ def convert_affectnet(
             images/ and annotations/*_exp.npy, or train_set/ and val_set/ of those
     size    cut out the face's box where the CSV has one, resize and hold uint8 pixels [N, size, size(, 3)] in memory;
             None leaves the images where they are (faces as paths; not possible with boxes)
+    skip_bad  leave unreadable images out (counted)
     """
     source = Path(source)
     if not source.exists():
@@ -56,13 +58,10 @@ def convert_affectnet(
             raise UserError(f"{source}: {where}: no row carries one of the eight expressions")
         if size is None and any(box is not None for box in boxes):
             raise UserError(f"{source}: gives a box for each face; choose --size so that they are cut out")
-        images = None
+        faces = Faces(paths=paths, label_dist=label_dist, names=names, source=where)
         if size is not None:
-            work = lambda item: decode_image(item[0], grey=grey, side=size, box=item[1])  # noqa: E731
-            images = np.stack(map_images(work, list(zip(paths, boxes)), desc=f"reading {where}"))
-        splits[split] = Faces(
-            images=images, paths=paths if images is None else None, label_dist=label_dist, names=names, source=where
-        )
+            faces = faces.decoded(size, grey=grey, boxes=boxes, skip_bad=skip_bad)
+        splits[split] = drop_unreadable(faces) if skip_bad else faces
     return splits, left_out
 
 

@@ -24,12 +24,14 @@ def convert_ckplus(
     peak_frames: int = PEAK_FRAMES,
     image_root: str | Path | None = None,
     class_map=None,
+    skip_bad: bool = False,
 ) -> Faces:
     """CK+ -> grey Faces [N, size, size] with subject ids ("S005"; "" where a name tells none).
 
     source       the official tree (cohn-kanade-images/ and Emotion/), a folder of class folders, or a CSV
     neutral      of the official tree also take each labelled sequence's first frame, as neutral
     peak_frames  how many last frames of a sequence carry its label
+    skip_bad     leave unreadable images of folders and CSVs out (counted); of the official tree they are an error
     Where the tree has Landmarks/, the face is cut out around them; else the middle square of the frame is taken.
     """
     source = Path(source)
@@ -40,15 +42,8 @@ def convert_ckplus(
     faces = Faces.load(source, class_map=class_map, image_root=image_root)
     if faces.images is not None:
         return faces
-    images = map_images(lambda path: decode_image(path, grey=True, side=size), faces.paths, desc="reading CK+")
-    subjects = faces.subjects or [subject_of(name) for name in faces.names]
-    return Faces(
-        images=np.stack(images),
-        label_dist=faces.label_dist,
-        names=faces.names,
-        subjects=subjects,
-        source=f"CK+ ({source})",
-    )
+    faces.subjects = faces.subjects or [subject_of(name) for name in faces.names]
+    return faces.decoded(size, grey=True, skip_bad=skip_bad)
 
 
 def subject_of(name: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 from ngd_fast.artifacts.files import load_npz, save_npz
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES, LabelMap
+from ngd_fast.faces.images import decode_all
 from ngd_fast.faces.table import read_csv, read_folder
 
 
@@ -105,6 +106,13 @@ class Faces:
             names=pick(self.names),
             subjects=pick(self.subjects),
         )
+
+    def decoded(self, side: int, *, grey: bool = False, boxes=None, skip_bad: bool = False) -> "Faces":
+        """Path data with their pixels in memory, side x side; see :func:`ngd_fast.faces.images.decode_all`."""
+        images, rows = decode_all(
+            self.paths, side=side, grey=grey, boxes=boxes, skip_bad=skip_bad, desc=f"reading {self.source}"
+        )
+        return dataclasses.replace(self.subset(rows), images=images, paths=None)
 
     @classmethod
     def load(cls, path: str | Path, *, class_map=None, image_root: str | Path | None = None) -> "Faces":

@@ -187,9 +187,7 @@ def make_feed(
         raise UserError(f"{faces.source}: holds no faces")
     device = torch.device(device)
     if skip_bad:
-        faces, bad = drop_unreadable(faces, max(1, num_workers))
-        if bad:
-            say(f"{faces.source}: left out {len(bad)} unreadable images, first {bad[0]}")
+        faces = drop_unreadable(faces, max(1, num_workers))
     reason = ""
     if kind == "auto":
         kind, reason = _choose(faces, image_size, device)

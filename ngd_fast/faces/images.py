@@ -63,3 +63,38 @@ def map_images(function: Callable, items: Sequence, *, desc: str, workers: int =
     with ThreadPoolExecutor(max(1, workers)) as pool:
         results = pool.map(function, items)
         return list(progress(results, desc=desc, total=len(items), unit="image") if show else results)
+
+
+def decode_all(
+    paths: Sequence[str],
+    *,
+    side: int,
+    grey: bool = False,
+    boxes: Sequence | None = None,
+    skip_bad: bool = False,
+    desc: str = "reading images",
+) -> tuple[np.ndarray, np.ndarray]:
+    """Decode, cut and resize every image -> uint8 [M, side, side(, 3)] and the rows (int64 [M]) that they come from.
+
+    An unreadable image is a UserError; with ``skip_bad`` it is left out, and the number of such images is said.
+    """
+    from ngd_fast.console import say
+
+    faults: list[str] = []
+
+    def work(item):
+        try:
+            return decode_image(item[0], grey=grey, side=side, box=item[1])
+        except UserError:
+            if not skip_bad:
+                raise
+            faults.append(item[0])
+            return None
+
+    decoded = map_images(work, list(zip(paths, boxes or [None] * len(paths))), desc=desc)
+    rows = np.array([row for row, image in enumerate(decoded) if image is not None], np.int64)
+    if faults:
+        say(f"{desc}: left out {len(faults)} unreadable images, first {min(faults)}")
+    if not len(rows):
+        raise UserError(f"{desc}: none of the {len(paths)} images can be read, first {paths[0]}")
+    return np.stack([decoded[row] for row in rows]), rows

@@ -5,6 +5,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
+from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.images import decode_image, map_images, resize_images, to_grey
@@ -70,13 +71,13 @@ class SourcePixels:
         return image if image.ndim == 3 else image[..., None]
 
 
-def drop_unreadable(faces: Faces, workers: int = 4) -> tuple[Faces, list[str]]:
-    """Decode every image once; the faces that can be read, and the paths of those that cannot.
+def drop_unreadable(faces: Faces, workers: int = 4) -> Faces:
+    """Decode every image once; the faces that can be read. Says how many cannot, and the first of them.
 
     Raises UserError when none can be read.
     """
     if faces.paths is None:
-        return faces, []
+        return faces
 
     def readable(path: str) -> bool:
         try:
@@ -88,5 +89,8 @@ def drop_unreadable(faces: Faces, workers: int = 4) -> tuple[Faces, list[str]]:
     good = np.array(map_images(readable, faces.paths, desc="checking images", workers=workers), bool)
     if not good.any():
         raise UserError(f"{faces.source}: none of its {len(faces)} images can be read, first {faces.paths[0]}")
-    bad = [faces.paths[row] for row in np.flatnonzero(~good)]
-    return (faces.subset(good) if bad else faces), bad
+    if good.all():
+        return faces
+    first = faces.paths[int(np.argmin(good))]
+    say(f"{faces.source}: left out {int((~good).sum())} unreadable images, first {first}")
+    return faces.subset(good)

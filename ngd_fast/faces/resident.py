@@ -80,20 +80,22 @@ class ResidentFeed(Feed):
         """
         out = self.static_batch if out is None else out
         if self._on_gpu:
-            self._write_views(
-                self.pixels,
-                self.label_dist,
-                self.labels,
-                self.order_on_device,
-                self.clock,
-                (out.images, out.target_dist, out.labels, out.index),
-                key=self.key,
-                config=self.augment,
-                mean=self.mean,
-                std=self.std,
-                batch_size=self.batch_size,
-                draw_labels=self.draw_labels,
-            )
+            # Triton launches on the current device.
+            with torch.cuda.device(self.device):
+                self._write_views(
+                    self.pixels,
+                    self.label_dist,
+                    self.labels,
+                    self.order_on_device,
+                    self.clock,
+                    (out.images, out.target_dist, out.labels, out.index),
+                    key=self.key,
+                    config=self.augment,
+                    mean=self.mean,
+                    std=self.std,
+                    batch_size=self.batch_size,
+                    draw_labels=self.draw_labels,
+                )
             self.clock[1:].add_(1)
             return out
         return self._twin_step(out)
