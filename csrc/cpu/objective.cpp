@@ -6,6 +6,7 @@
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <memory>
 #include <type_traits>
 #include <vector>
@@ -18,6 +19,9 @@ namespace {
 
 using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
+
+// Stands for an empty tensor, which may have no address: null means absent.
+const int64_t kNothing = 0;
 
 bool given(const MaybeTensor& t) { return t.has_value() && t->defined(); }
 
@@ -40,7 +44,7 @@ Matrix matrix(const MaybeTensor& maybe, const char* name, int64_t rows, int64_t 
   TORCH_CHECK_VALUE(t.device().is_cpu(), name, ": wanted a CPU tensor, got one on ", t.device());
   const Tensor usable = columns > 1 && t.stride(-1) != 1 ? t.contiguous() : t;
   owner.push_back(usable);
-  return {usable.const_data_ptr(), type_of(t, name), t.dim() == 2 ? usable.stride(0) : 0};
+  return {usable.numel() ? usable.const_data_ptr() : &kNothing, type_of(t, name), t.dim() == 2 ? usable.stride(0) : 0};
 }
 
 const int64_t* indices(const MaybeTensor& maybe, const char* name, int64_t rows, std::vector<Tensor>& owner) {
@@ -49,9 +53,7 @@ const int64_t* indices(const MaybeTensor& maybe, const char* name, int64_t rows,
   TORCH_CHECK_VALUE(maybe->dim() == 1 && maybe->size(0) == rows, name, ": wanted shape [", rows, "], got ", maybe->sizes());
   TORCH_CHECK_VALUE(maybe->device().is_cpu(), name, ": wanted a CPU tensor, got one on ", maybe->device());
   owner.push_back(maybe->contiguous());
-  // An empty tensor may have no address; null means absent.
-  static const int64_t none = 0;
-  return rows ? owner.back().const_data_ptr<int64_t>() : &none;
+  return rows ? owner.back().const_data_ptr<int64_t>() : &kNothing;
 }
 
 template <typename A>

@@ -1,127 +1,110 @@
-"""ngd-fast doctor: what is here, what is not, and why."""
+"""ngd-fast doctor: what is here, and for what is not, why."""
 
 import json
+import os
+import platform
+import shutil
+import subprocess
+from importlib import metadata, util
 
 import click
 
-# What each optional package is for, and the extra that brings it.
+from ngd_fast._version import __version__
+
+#: Optional packages by what needs them: (distributions, any of which will do, extra to install).
 _OPTIONAL = {
-    "mne": "eeg",
-    "h5py": "eeg",
-    "nvidia.dali": "dali-cuda12 or dali-cuda13",
-    "triton": "triton",
-    "matplotlib": "viz",
-    "umap": "umap",
-    "onnx": "export",
-    "onnxruntime": "export",
-    "onnxscript": "export",
-}
-_DISTRIBUTIONS = {
-    "nvidia.dali": ("nvidia-dali-cuda130", "nvidia-dali-cuda120"),
-    "umap": ("umap-learn",),
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "triton": (("triton", "pytorch-triton"), "triton"),
+    "mne": (("mne",), "eeg"),
+    "h5py": (("h5py",), "eeg"),
+    "DALI": (("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "dali-cuda13' or 'ngd-fast[dali-cuda12"),
+    "matplotlib": (("matplotlib",), "viz"),
+    "umap": (("umap-learn",), "umap"),
+    "onnx": (("onnx",), "export"),
+    "onnxruntime": (("onnxruntime",), "export"),
 }
 
 
-@click.command("doctor")
-@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of tables.")
-def command(as_json):
+def _version(*distributions: str) -> str | None:
+    for name in distributions:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    return None
+
+
+def _first_line(*command: str) -> str | None:
+    """What a program says of itself; None where it is not there."""
+    if shutil.which(command[0]) is None:
+        return None
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+    except (OSError, subprocess.TimeoutExpired):
+        return None
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return next((line.strip() for line in lines if "release" in line), lines[0].strip() if lines else None)
+
+
+def collect() -> dict:
+    """Everything that ``ngd-fast doctor`` prints, as plain JSON values."""
+    import torch
+
+    from ngd_fast.objective import backends
+
+    info = util.find_spec("ngd_fast._build_info") and __import__("ngd_fast._build_info", fromlist=["TORCH_VERSION"])
+    gpus = [
+        f"{p.name}, {p.total_memory / 2**30:.0f} GiB, sm_{p.major}{p.minor}"
+        for p in map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    ]
+    reasons = {name: backends.why_not(name) for name in backends.NAMES}
+    instruction_set = None
+    if not reasons["cpu"]:
+        from ngd_fast import _C
+
+        instruction_set = _C.instruction_set()
+    optional = {
+        name: _version(*distributions) or f"absent: pip install 'ngd-fast[{extra}]'"
+        for name, (distributions, extra) in _OPTIONAL.items()
+    }
+    return {
+        "versions": {
+            "ngd_fast": __version__,
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "CUDA of torch": torch.version.cuda or "none",
+            "numpy": _version("numpy"),
+            "built with torch": info.TORCH_VERSION if info else "not built",
+            "built for CUDA": (info.CUDA_VERSION or f"no: {info.WHY_NO_CUDA}") if info else "not built",
+        },
+        "devices": {
+            "GPUs": gpus or "none visible",
+            "CPU": torch.backends.cpu.get_cpu_capability(),
+            "instruction set of the C++ backend": instruction_set or "none",
+            "cores": os.cpu_count(),
+            "threads": torch.get_num_threads(),
+        },
+        "compilers": {
+            "C++": _first_line(os.environ.get("CXX", "c++"), "--version") or "not found",
+            "nvcc": _first_line("nvcc", "--version") or "not found",
+        },
+        "optional": optional,
+        "backends": {name: reason or "available" for name, reason in reasons.items()},
+        "fastest": backends.available()[0],
+    }
+
+
+@click.command()
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
+def command(as_json: bool) -> None:
     """Print versions, devices and backends; for each backend that is missing, why."""
-    found = examine()
+    report = collect()
     if as_json:
-        click.echo(json.dumps(found, indent=2))
+        click.echo(json.dumps(report, indent=2))
         return
     from ngd_fast.console import print_table
 
-    print_table(("what", "found"), found["versions"].items(), title="Versions")
-    print_table(("device", "what it is"), found["devices"].items(), title="Devices")
-    rows = [(name, "yes" if why is None else f"no: {why}") for name, why in found["backends"].items()]
-    print_table(("backend", "available"), rows, title="Backends of the objective")
-    print_table(("package", "found"), found["optional"].items(), title="Optional packages")
-
-
-def examine() -> dict[str, dict]:
-    """Versions, devices, backends (name -> None, or why it is not available) and optional packages."""
-    return {
-        "versions": _versions(),
-        "devices": _devices(),
-        "backends": _backends(),
-        "optional": {name: _optional(name, extra) for name, extra in _OPTIONAL.items()},
-    }
-
-
-def _versions() -> dict[str, str]:
-    import platform
-    import shutil
-    import subprocess
-
-    import numpy
-    import torch
-    from torch.utils.cpp_extension import CUDA_HOME
-
-    import ngd_fast
-
-    versions = {
-        "ngd_fast": ngd_fast.__version__,
-        "Python": platform.python_version(),
-        "PyTorch": torch.__version__,
-        "PyTorch's CUDA": torch.version.cuda or "none (a CPU build)",
-        "NumPy": numpy.__version__,
-        "system": platform.platform(),
-    }
-    try:
-        from ngd_fast import _build_info
-    except ImportError:
-        versions["extensions"] = "not built"
-    else:
-        arch = _build_info.CUDA_ARCH_LIST
-        versions["extensions"] = f"built for PyTorch {_build_info.TORCH_VERSION}" + (f", CUDA {arch}" if arch else "")
-    for name, program in (("C++ compiler", shutil.which("c++")), ("nvcc", CUDA_HOME and f"{CUDA_HOME}/bin/nvcc")):
-        try:
-            output = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
-            lines = output.splitlines()
-            versions[name] = next((line for line in lines if "release" in line), lines[0])
-        except (OSError, TypeError, subprocess.CalledProcessError):
-            versions[name] = "not found (needed only to build)"
-    return versions
-
-
-def _devices() -> dict[str, str]:
-    import torch
-
-    devices = {"cpu": f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"}
-    if torch.version.cuda is None:
-        devices["cuda"] = "none: this PyTorch was built without CUDA"
-    elif not torch.cuda.is_available():
-        devices["cuda"] = "none: PyTorch has CUDA but sees no device (driver missing, or none in this machine)"
-    for index in range(torch.cuda.device_count()):
-        device = torch.cuda.get_device_properties(index)
-        devices[f"cuda:{index}"] = (
-            f"{device.name}, compute capability {device.major}.{device.minor}, {device.total_memory / 2**30:.0f} GiB"
-        )
-    return devices
-
-
-def _backends() -> dict[str, str | None]:
-    from ngd_fast.objective import backends
-
-    available = backends.available()
-    return {name: None if name in available else backends.why_not(name) for name in backends.NAMES}
-
-
-def _optional(name: str, extra: str) -> str:
-    import importlib.util
-    from importlib import metadata
-
-    try:
-        found = importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:
-        found = False
-    if not found:
-        return f"not installed: pip install 'ngd-fast[{extra}]'"
-    for distribution in _DISTRIBUTIONS.get(name, (name,)):
-        try:
-            return metadata.version(distribution)
-        except metadata.PackageNotFoundError:
-            continue
-    return "installed"
+    for section, entries in report.items():
+        if isinstance(entries, dict):
+            rows = [(name, "; ".join(value) if isinstance(value, list) else value) for name, value in entries.items()]
+            print_table([section, ""], rows)
+    click.echo(f"objective: backend=None takes the first of these that fits: {report['fastest']}")

@@ -128,7 +128,9 @@ def _unfit(
             if size > limit:
                 return f"{what} = {size} is above its limit of {limit}"
     if torch.is_grad_enabled():
-        for what, tensor in zip(("target", "prototypes", "prior", "teacher_logits", "class_weight", "geo_weight"), constants):
+        for what, tensor in zip(
+            ("target", "prototypes", "prior", "teacher_logits", "class_weight", "geo_weight"), constants
+        ):
             if isinstance(tensor, Tensor) and tensor.requires_grad:
                 return f"has no gradient by {what} (detach it, or take backend='reference')"
     return ""

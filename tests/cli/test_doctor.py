@@ -1,0 +1,36 @@
+"""ngd-fast doctor, as it is called."""
+
+import json
+import subprocess
+import sys
+
+from ngd_fast.objective import backends
+
+
+def doctor(*options, **environment):
+    import os
+
+    run = subprocess.run(
+        [sys.executable, "-m", "ngd_fast", "doctor", *options],
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+        check=True,
+    )
+    return run.stdout
+
+
+def test_json_agrees_with_the_package():
+    report = json.loads(doctor("--json"))
+    assert set(report["backends"]) == set(backends.NAMES)
+    for name, text in report["backends"].items():
+        assert text == (backends.why_not(name) or "available")
+    assert report["fastest"] == backends.available()[0]
+    assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
+
+
+def test_tables_name_every_backend_and_the_reason():
+    text = doctor(CUDA_VISIBLE_DEVICES="")
+    for name in backends.NAMES:
+        assert name in text
+    assert "none visible" in text and "no CUDA device" in text.replace("\n", " ") or "not built" in text
