@@ -1,6 +1,7 @@
 """One interface for everything that feeds faces to a network: DALI, device-resident, plain PyTorch."""
 
 import abc
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -12,7 +13,7 @@ from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import AugmentConfig, drawn_labels, seed_key
 from ngd_fast.faces.dataset import Faces
-from ngd_fast.faces.pixels import SourcePixels, drop_unreadable
+from ngd_fast.faces.pixels import SourcePixels, drop_unreadable, source_shape
 
 __all__ = ["KINDS", "AugmentConfig", "Batch", "Feed", "make_feed"]
 
@@ -235,7 +236,7 @@ def _choose(faces: Faces, image_size: int, device: torch.device) -> tuple[str, s
     """The fastest feed that this machine and dataset allow, and why."""
     if device.type != "cuda":
         return "torch", f"the device is {device.type}"
-    needed = SourcePixels(faces, image_size).num_bytes
+    needed = len(faces) * math.prod(source_shape(faces, image_size))
     free, _ = torch.cuda.mem_get_info(device)
     size = f"{needed / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB of device memory free"
     # Half: the network and its activations come on top.

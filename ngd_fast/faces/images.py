@@ -16,7 +16,7 @@ def decode_image(
 ) -> np.ndarray:
     """Decode one image to uint8 [H, W, 3], or [H, W] with ``grey`` (ITU-R 601 luma).
 
-    box   (left, top, right, bottom) in pixels: only this part; beyond the border it repeats nothing and is black
+    box   (left, top, right, bottom) in pixels: only this part; what lies beyond the border is black
     side  resize to side x side with a triangle filter that widens when it shrinks (antialiased)
     Raises UserError naming the file when it is missing or no image.
     """

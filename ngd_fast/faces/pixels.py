@@ -15,29 +15,35 @@ DECODE_RATIO = 8 / 7
 cut by plain bilinear sampling without aliasing, and every feed starts from the same pixels."""
 
 
+def source_shape(faces: Faces, image_size: int, *, grey: bool = False) -> tuple[int, int, int]:
+    """(height, width, channels) of the pixels that views of ``image_size`` are cut from."""
+    limit = math.ceil(image_size * DECODE_RATIO)
+    if faces.images is None:
+        side = min(limit, max(decode_image(faces.paths[0]).shape[:2]))
+        return side, side, 1 if grey else 3
+    height, width = faces.images.shape[1:3]
+    channels = 1 if grey or faces.images.ndim == 3 else 3
+    return (limit, limit, channels) if max(height, width) > limit else (height, width, channels)
+
+
 class SourcePixels:
     """uint8 [N, height, width, channels] of a dataset, decoded on demand where it is given as paths.
 
     ``grey`` turns colour into luma (a network trained on grey faces should see grey ones). Larger images than
-    8/7 of ``image_size`` are reduced to that. Path data become square, of the side of the first image or the limit.
+    8/7 of ``image_size`` are reduced to a square of that. Path data become square too, of the first image's longer side
+    or that limit.
     """
 
     def __init__(self, faces: Faces, image_size: int, *, grey: bool = False):
         self.faces = faces
-        limit = math.ceil(image_size * DECODE_RATIO)
-        if faces.images is None:
-            first = decode_image(faces.paths[0])
-            side = min(limit, max(first.shape[:2]))
-            self.height = self.width = side
-            self.channels = 1 if grey else 3
-            self.grey = grey
-            self._images = None
-        else:
+        self.grey = grey
+        self.height, self.width, self.channels = source_shape(faces, image_size, grey=grey)
+        self._images = None
+        if faces.images is not None:
             images = to_grey(faces.images) if grey and faces.images.ndim == 4 else faces.images
-            if max(images.shape[1:3]) > limit:
-                images = resize_images(images, limit)
+            if images.shape[1:3] != (self.height, self.width):
+                images = resize_images(images, self.width)
             self._images = images if images.ndim == 4 else images[..., None]
-            self.height, self.width, self.channels = self._images.shape[1:]
 
     def __len__(self) -> int:
         return len(self.faces)
