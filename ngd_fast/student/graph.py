@@ -50,7 +50,8 @@ class StepRunner:
             restore(step, state)
             step.optimizer.zero_grad(set_to_none=True)
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(self._graph):
+        # thread_local: the feed's threads may allocate and copy meanwhile; they touch nothing of the graph's.
+        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
             self._run(self._input)
 
     def _run(self, batches: Sequence[Batch]) -> None:

@@ -58,7 +58,8 @@ def train_students(
         if resume and all(is_finished(folder) for folder in folders):
             say(f"{', '.join(map(str, folders))}: already finished")
             return [read_json(folder / METRICS_NAME) for folder in folders]
-        inputs = [load_inputs(c) for c in configs]
+        inputs = [load_inputs(config)]
+        inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
         for folder in folders:
             _require_free(folder, resume)
         ranks.barrier()  # before rank 0 fills the folders that the others look into
@@ -83,7 +84,7 @@ def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch
         use_graph = _on("cuda_graph", config, device, alone=ranks.world_size == 1)
         sessions = []
         for c, folder, own in zip(configs, folders, inputs):
-            step = _make_step(c, own, schedule_table(c, steps_per_epoch), ranks, device)
+            step = _make_step(c, feeds[0].faces, own.bank, schedule_table(c, steps_per_epoch), ranks, device)
             sessions.append(Session(c, folder, step, checksums=own.checksums, ranks=ranks))
         for session in sessions:
             if resume and session.resume() and ranks.is_main:
@@ -91,7 +92,7 @@ def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch
             if ranks.is_main:
                 write_text(session.folder / CONFIG_NAME, dump_config(session.config))
             session.start()
-        teacher = _make_teacher(configs, inputs, folders, ranks, device)
+        teacher = _make_teacher(configs, feeds[0].faces, folders[0].parent / "kd_cache", ranks, device)
         trainer = Trainer(sessions, *feeds, teacher=teacher, ranks=ranks, use_graph=use_graph)
         if not trainer.run() or not ranks.is_main:
             return [None for _ in sessions]
@@ -115,20 +116,16 @@ class Inputs:
     """Single files, for the fingerprint."""
 
 
-def load_inputs(config: StudentConfig) -> Inputs:
-    """Read what ``config`` names. Raises UserError for anything missing or unfit."""
+def load_inputs(config: StudentConfig, faces: tuple[Faces, Faces] | None = None) -> Inputs:
+    """Read what ``config`` names; ``faces`` are its (train, valid) where another has read them.
+
+    Raises UserError for anything missing or unfit.
+    """
     data, objective = config.data, config.objective
     for name, flag in (("train", "--train"), ("valid", "--valid")):
         if getattr(data, name) is None:
             raise UserError(f"no {name} faces: give {flag} (an NPZ, a CSV list or a folder) or data.{name}")
-    load = lambda path: Faces.load(path, class_map=data.class_map, image_root=data.image_root)  # noqa: E731
-    train, valid = load(data.train), load(data.valid)
-    unlabelled = int((train.labels < 0).sum())
-    if unlabelled == len(train):
-        raise UserError(f"{data.train}: none of its {len(train)} faces has a label")
-    if unlabelled:
-        say(f"{data.train}: left out {unlabelled} faces without a label")
-        train = train.subset(train.labels >= 0)
+    train, valid = faces or _load_faces(config)
     checksums = {"train data": train.checksum, "valid data": valid.checksum}
     files = {"data_train": data.train, "data_valid": data.valid}
     bank = None
@@ -142,6 +139,19 @@ def load_inputs(config: StudentConfig) -> Inputs:
     if config.model.weights is not None:
         files["initial_weights"] = config.model.weights
     return Inputs(train, valid, bank, checksums, {k: v for k, v in files.items() if Path(v).is_file()})
+
+
+def _load_faces(config: StudentConfig) -> tuple[Faces, Faces]:
+    data = config.data
+    load = lambda path: Faces.load(path, class_map=data.class_map, image_root=data.image_root)  # noqa: E731
+    train, valid = load(data.train), load(data.valid)
+    unlabelled = int((train.labels < 0).sum())
+    if unlabelled == len(train):
+        raise UserError(f"{data.train}: none of its {len(train)} faces has a label")
+    if unlabelled:
+        say(f"{data.train}: left out {unlabelled} faces without a label")
+        train = train.subset(train.labels >= 0)
+    return train, valid
 
 
 def _load_bank(config: StudentConfig) -> PrototypeBank:
@@ -192,12 +202,19 @@ def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: tor
     return feed, make_feed(inputs.valid, train=False, batch_size=train.valid_batch_size, **common)
 
 
-def _make_step(config: StudentConfig, inputs: Inputs, schedule, ranks: Ranks, device: torch.device) -> StudentStep:
+def _make_step(
+    config: StudentConfig,
+    faces: Faces,
+    bank: PrototypeBank | None,
+    schedule: torch.Tensor,
+    ranks: Ranks,
+    device: torch.device,
+) -> StudentStep:
     torch.manual_seed(config.seed)
     model = config.model
     student = build_student(
         model.arch,
-        num_classes=len(inputs.train.class_names),
+        num_classes=len(faces.class_names),
         embedding_dim=model.embedding_dim,
         logit_scale=model.logit_scale,
         pretrained=model.pretrained,
@@ -216,24 +233,27 @@ def _make_step(config: StudentConfig, inputs: Inputs, schedule, ranks: Ranks, de
         student.to(device, memory_format=memory_format),
         config,
         schedule=schedule,
-        class_counts=inputs.train.class_counts,
-        bank=inputs.bank,
+        class_counts=faces.class_counts,
+        bank=bank,
         device=device,
         ranks=ranks,
         compiled=_on("compile", config, device),
     )
 
 
-def _make_teacher(configs, inputs: list[Inputs], folders, ranks: Ranks, device: torch.device) -> Teacher | None:
-    taught = [i for i, c in enumerate(configs) if c.objective.kd.weight > 0]
+def _make_teacher(
+    configs: Sequence[StudentConfig], faces: Faces, cache: Path, ranks: Ranks, device: torch.device
+) -> Teacher | None:
+    """The one teacher of those that have one; ``faces`` are the training feed's, whose rows its batches name."""
+    taught = [c for c in configs if c.objective.kd.weight > 0]
     if not taught:
         return None
-    config, own, kd = configs[taught[0]], inputs[taught[0]], configs[taught[0]].objective.kd
+    config, kd = taught[0], taught[0].objective.kd
     data = config.data
     network, checksum = load_kd_teacher(
         kd.teacher,
         weights=kd.teacher_weights,
-        class_names=own.train.class_names,
+        class_names=faces.class_names,
         mean=data.mean,
         std=data.std,
         image_size=data.image_size,
@@ -245,7 +265,7 @@ def _make_teacher(configs, inputs: list[Inputs], folders, ranks: Ranks, device: 
         return LiveTeacher(module, autocast=autocast)
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
-        folders[0].parent / "kd_cache", network, checksum, own.train, device=device, autocast=autocast, **options
+        cache, network, checksum, faces, device=device, autocast=autocast, **options
     )
     if ranks.is_main:
         compute()

@@ -201,6 +201,7 @@ class Session:
             dtype=self.step.autocast,
             feed="torch",
             workers=self.config.feed.workers,
+            skip_bad=self.config.data.skip_bad,
             dataset=dataset,
         )
         predictions.save(folder / PREDICTIONS_NAME)

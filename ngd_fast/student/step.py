@@ -130,7 +130,8 @@ class StudentStep:
 
         ``teacher_logits``: [B, C] float32 for each batch; None where no student here learns from a teacher.
         """
-        values = self.schedule.index_select(0, self.step)
+        # A warm-up before a capture may run past the end.
+        values = self.schedule.index_select(0, self.step.clamp(max=len(self.schedule) - 1))
         self.lr.copy_(values[0, 0])
         self.geo_weight.copy_(values[0, 1])
         self.optimizer.zero_grad(set_to_none=True)

@@ -166,6 +166,16 @@ def test_restore_undoes_a_warm_up(steps_before, make_step, make_batches):
     assert_equal_steps(plain, warmed)
 
 
+def test_warm_up_may_run_past_the_end_of_the_schedule(make_step, make_batches):
+    step, _ = make_step("B0")
+    step.step.fill_(len(step.schedule) - 1)
+    before = snapshot(step)
+    for batch in make_batches(3, 16):
+        step.run([batch], [None])
+    restore(step, before)
+    assert int(step.step) == len(step.schedule) - 1
+
+
 def test_side_by_side_is_the_same_as_alone(make_step, make_batches):
     batches = make_batches(3, 16)
     alone = [make_step(name)[0] for name in ("B0", "B2")]

@@ -442,3 +442,27 @@ def test_initial_weights_and_cached_teacher_and_averages(small_config, teacher, 
     if meta["epoch"] == 2:
         assert torch.equal(best.head.weight, state["step"]["average"]["head.weight"])
         assert not torch.equal(best.head.weight, state["step"]["student"]["head.weight"])
+
+
+def test_bad_images_are_left_out_everywhere_if_asked(small_config, files, teacher, tmp_path, capsys):
+    """Lists of image files with an undecodable one among train and valid: cached logits must not shift by a row."""
+    from PIL import Image
+
+    for name in ("train", "valid"):
+        faces = Faces.load(files[name])
+        rows = ["path,label_name"]
+        for i, image in enumerate(faces.images):
+            path = tmp_path / f"{name}{i}.png"
+            Image.fromarray(image).save(path)
+            rows.append(f"{path},{faces.class_names[faces.labels[i]]}")
+        (tmp_path / f"{name}3.png").write_bytes(b"no image")
+        (tmp_path / f"{name}.csv").write_text("\n".join(rows) + "\n")
+    lists = (f"data.train={tmp_path / 'train.csv'}", f"data.valid={tmp_path / 'valid.csv'}", "train.epochs=1")
+    kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true")
+    with pytest.raises(UserError, match=r"(train|valid)3\.png"):
+        train_student(small_config("B1", *lists, *kd), tmp_path / "runs" / "a")
+    metrics = train_student(small_config("B1", *lists, *kd, "data.skip_bad=true"), tmp_path / "runs" / "b")
+    assert metrics["valid"]["eight_way"]["n"] == 39
+    (cache,) = (tmp_path / "runs" / "kd_cache").iterdir()
+    assert np.load(cache).shape == (2, 95, 8)
+    assert "left out 1 unreadable images" in capsys.readouterr().err
