@@ -74,17 +74,17 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   float squares = 0;
   Eight<T> batch[kBatch], next[kBatch] = {};
   int label = -1, next_label = -1;
-  int64_t stride = int64_t(gridDim.x) * kWarps * kBatch;
-  auto fetch = [&](int64_t base) {
+  int rows = int(args.rows), stride = int(gridDim.x) * kWarps * kBatch;  // 2^31 rows of 256 would be a terabyte
+  auto fetch = [&](int base) {
 #pragma unroll
     for (int r = 0; r < kBatch; ++r)
-      if (base + r < args.rows) next[r] = load_eight(features + (base + r) * kDim + lane * 8);
-    bool mine = lane < kBatch && base + lane < args.rows;
+      if (base + r < rows) next[r] = load_eight(features + int64_t(base + r) * kDim + lane * 8);
+    bool mine = lane < kBatch && base + lane < rows;
     next_label = mine ? class_of(args.labels[base + lane], args.classes) : -1;
   };
-  int64_t base = (int64_t(blockIdx.x) * kWarps + warp) * kBatch;
+  int base = (int(blockIdx.x) * kWarps + warp) * kBatch;
   fetch(base);
-  for (; base < args.rows; base += stride) {
+  for (; base < rows; base += stride) {
     label = next_label;
 #pragma unroll
     for (int r = 0; r < kBatch; ++r) batch[r] = next[r];

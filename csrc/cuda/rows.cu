@@ -228,6 +228,16 @@ __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaS
   return warp_sum<4>(along);
 }
 
+// A call, so that what it needs is not mixed with the registers around it, which are all taken.
+__device__ __noinline__ RowTerms<float> logits_of_row(const ObjectiveArgs& args, int row, const RowScales<float>& scales,
+                                                      int* all_flags) {
+  RowTerms<float> terms{};
+  int flags = 0;
+  logits_row<float>(args, row, scales, terms, flags);
+  if (flags) atomicOr(all_flags, flags);
+  return terms;
+}
+
 template <typename T>
 __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant__ ObjectiveArgs args) {
   auto& s = *reinterpret_cast<MmaShared*>(shared_memory());
@@ -242,23 +252,21 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   __syncthreads();
 
   const T* features = static_cast<const T*>(args.features.data);
-  int tiles = int((args.rows + kMmaRows - 1) / kMmaRows), warps = int(gridDim.x) * (kMmaThreads / 32);
+  int rows = int(args.rows), tiles = (rows + kMmaRows - 1) / kMmaRows, warps = int(gridDim.x) * (kMmaThreads / 32);
   for (int own = tiles - 1 - int(threadIdx.x / 32 * gridDim.x + blockIdx.x); own >= 0; own -= warps) {
-    int64_t base = int64_t(own) * kMmaRows;
+    int base = own * kMmaRows;
     int flags = 0;
     RowTerms<float> terms{};
-    // Before the features are loaded: both at once would not fit the registers.
-    if (args.logits.data && lane < kMmaRows && base + lane < args.rows)
-      logits_row<float>(args, base + lane, s.scales, terms, flags);
+    if (args.logits.data && lane < kMmaRows && base + lane < rows) terms = logits_of_row(args, base + lane, s.scales, w.flags);
     uint4 x[2][kJ];
     int label[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      int64_t row = base + g + 8 * h;
+      int row = base + g + 8 * h;
 #pragma unroll
       for (int j = 0; j < kJ; ++j)
-        x[h][j] = row < args.rows ? *reinterpret_cast<const uint4*>(features + row * kDim + 32 * j + 8 * t) : make_uint4(0, 0, 0, 0);
-      label[h] = args.labels && row < args.rows ? label_class(args.labels[row], args.classes, flags) : -1;
+        x[h][j] = row < rows ? *reinterpret_cast<const uint4*>(features + int64_t(row) * kDim + 32 * j + 8 * t) : make_uint4(0, 0, 0, 0);
+      label[h] = args.labels && row < rows ? label_class(args.labels[row], args.classes, flags) : -1;
     }
     if (flags) atomicOr(w.flags, flags);
 
@@ -298,9 +306,9 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       float v[8];
 #pragma unroll
       for (int k = 0; k < 8; ++k) v[k] = product[k / 2][2 * h + k % 2];
-      int64_t row = base + g + 8 * h;
+      int row = base + g + 8 * h;
       along[h] = 0;
-      if (args.prototype_count) along[h] = s.scales.proto_grad * proto_row(args, s, row, row < args.rows, inverse[h], v, terms);
+      if (args.prototype_count) along[h] = s.scales.proto_grad * proto_row(args, s, row, row < rows, inverse[h], v, terms);
 #pragma unroll
       for (int k = 0; k < 4; ++k) slope[h][k] = args.prototype_count ? pack<T>(v[2 * k], v[2 * k + 1]) : 0u;
       bool low = label[h] == 2 * t, high = label[h] == 2 * t + 1;
@@ -339,9 +347,9 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       }
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        int64_t row = base + g + 8 * h;
-        if (row < args.rows)
-          *reinterpret_cast<uint4*>(static_cast<T*>(args.grad_features.data) + row * kDim + 32 * j + 8 * t) =
+        int row = base + g + 8 * h;
+        if (row < rows)
+          *reinterpret_cast<uint4*>(static_cast<T*>(args.grad_features.data) + int64_t(row) * kDim + 32 * j + 8 * t) =
               make_uint4(out[h][0], out[h][1], out[h][2], out[h][3]);
       }
     }

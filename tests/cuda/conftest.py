@@ -1,4 +1,4 @@
-"""The CUDA kernels on the CPU: compiles csrc/cuda against the emulator and calls its launch functions through ctypes."""
+"""The CUDA kernels on the CPU: compiles csrc/cuda against the emulator, calls the launch functions through ctypes."""
 
 import ctypes
 import os
@@ -75,8 +75,9 @@ class Emulator:
     def objective(
         self, *, features=None, logits=None, target=None, prototypes=None, prior=None, labels=None, teacher_logits=None,
         class_weight=None, geo_weight=None, class_sums=None, num_classes=8, high_valence=(1, 2), label_smoothing=0.055,
-        kd_weight=0.3, kd_temperature=5.0, kd_mode="mse", kd_scale_by_t2=False, proto_weight=0.12, proto_temperature=0.9,
-        var_cap=0.5, margin=1.0, var_weight=1.0, margin_weight=1.0, geo_grad_scale=1.0, want_grad=True,
+        kd_weight=0.3, kd_temperature=5.0, kd_mode="mse", kd_scale_by_t2=False, proto_weight=0.12,
+        proto_temperature=0.9, var_cap=0.5, margin=1.0, var_weight=1.0, margin_weight=1.0, geo_grad_scale=1.0,
+        want_grad=True,
     ):  # fmt: skip
         any_input = features if features is not None else logits
         exact = any_input.dtype == torch.float64
