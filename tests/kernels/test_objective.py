@@ -32,6 +32,8 @@ def interpreted(tmp_path_factory):
     done = subprocess.run(
         [sys.executable, HERE / "run_interpreted.py", out], capture_output=True, text=True, timeout=280
     )
+    if done.returncode == 77:
+        pytest.skip(done.stdout)
     assert done.returncode == 0, done.stderr[-2000:]
     return torch.load(out, weights_only=True)
 
