@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 
 from ngd_fast.artifacts.files import read_json, sha256, write_text
-from ngd_fast.config import dump_config
+from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
+from ngd_fast.config import dump_config, load_config
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
@@ -55,7 +56,7 @@ def train_students(
     try:
         resume = resume or ranks.is_restart
         folders = [Path(out) for out in outs]
-        if resume and all(is_finished(folder) for folder in folders):
+        if resume and all(holds_finished_run(folder, c) for folder, c in zip(folders, configs)):
             say(f"{', '.join(map(str, folders))}: already finished")
             return [read_json(folder / METRICS_NAME) for folder in folders]
         inputs = [load_inputs(config)]
@@ -68,6 +69,19 @@ def train_students(
         return metrics
     finally:
         ranks.close()
+
+
+def holds_finished_run(folder: Path, config: StudentConfig) -> bool:
+    """True for a finished run of this configuration on this data; raises UserError for one of another."""
+    if not is_finished(folder):
+        return False
+    before = load_config(StudentConfig, folder / CONFIG_NAME)
+    keys = differing_keys(before.model_dump(mode="json"), config.model_dump(mode="json"))
+    recorded, wanted = read_json(folder / FINGERPRINT_NAME)["checksums"], load_inputs(config).checksums
+    keys += [name for name in sorted(recorded.keys() | wanted.keys()) if recorded.get(name) != wanted.get(name)]
+    if keys:
+        raise UserError(f"{folder}: holds a finished run that differs in {', '.join(keys[:4])}; choose another folder")
+    return True
 
 
 def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch.device, resume: bool):

@@ -6,18 +6,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngd_fast.artifacts.files import read_json
-from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
-from ngd_fast.config import load_config
 from ngd_fast.console import print_table, say
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.tables import ABLATION, ablation_table, write_tables
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.checkpoint import LAST_NAME, progress_of
-from ngd_fast.student.config import StudentConfig, differing_keys, load_student_config
+from ngd_fast.student.config import StudentConfig, load_student_config
 from ngd_fast.student.distributed import pick_device
-from ngd_fast.student.run import load_inputs, train_students, trains_alike
-from ngd_fast.student.session import CONFIG_NAME, is_finished
+from ngd_fast.student.run import holds_finished_run, train_students, trains_alike
 
 SWEEPS = {
     "proto-weight": ("objective.proto.weight", (0.0, 0.10, 0.12, 0.15)),
@@ -120,7 +117,7 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
         raise UserError("a suite runs in one process; under torchrun use ngd-fast student train")
     if side_by_side is None:
         side_by_side = _SIDE_BY_SIDE_ON_GPU if pick_device(jobs[0].config.device).type == "cuda" else 1
-    left = [job for job in jobs if not _is_done(job)]
+    left = [job for job in jobs if not holds_finished_run(job.folder, job.config)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
     for group in _groups(left, side_by_side):
@@ -128,22 +125,6 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
         metrics = train_students([job.config for job in group], [job.folder for job in group], resume=True)
         if any(m is None for m in metrics):
             return False
-    return True
-
-
-def _is_done(job: Job) -> bool:
-    """True for a finished run of this configuration on this data."""
-    if not is_finished(job.folder):
-        return False
-    before = load_config(StudentConfig, job.folder / CONFIG_NAME)
-    keys = differing_keys(before.model_dump(mode="json"), job.config.model_dump(mode="json"))
-    recorded = read_json(job.folder / FINGERPRINT_NAME)["checksums"]
-    wanted = load_inputs(job.config).checksums
-    keys += [name for name in sorted(recorded.keys() | wanted.keys()) if recorded.get(name) != wanted.get(name)]
-    if keys:
-        raise UserError(
-            f"{job.folder}: holds a finished run that differs in {', '.join(keys[:4])}; choose another --out"
-        )
     return True
 
 

@@ -140,6 +140,11 @@ def test_finished_run_is_left_alone(finished):
     assert sha256(folder / "SHA256SUMS.txt") == before
 
 
+def test_finished_run_of_another_configuration_is_refused(finished, small_config):
+    with pytest.raises(UserError, match=r"finished run that differs in name, objective\.geo\.schedule\.end"):
+        train_student(small_config("B0"), finished[1], resume=True)
+
+
 def test_side_by_side_students_are_the_same_as_alone(finished, small_config, tmp_path):
     config, folder, _ = finished
     outs = [tmp_path / "B0", tmp_path / "B3"]
