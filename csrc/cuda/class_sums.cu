@@ -1,5 +1,6 @@
-// Stage 1 of the large and general paths: prepare (zeroes, norms of the prototypes), then the sums over rows that every row's
-// gradient needs: per class S, n and q for D-Geo, per class the number of targets for the mean of the cross-entropy.
+// Stage 1 of the large and general paths: prepare (zeroes, norms of the prototypes), then the sums over rows that every
+// row's gradient needs: per class S, n and q for D-Geo, per class the number of targets for the mean of the
+// cross-entropy.
 #include <type_traits>
 
 #include "workspace.cuh"
@@ -58,8 +59,9 @@ __device__ void count_targets(const ObjectiveArgs& args, const Workspace<A>& w) 
   if (lane + 32 < args.classes) add_count(w.target_counts + lane + 32, high);
 }
 
-// D=256, C<=8. A warp reads whole rows, 8 columns a lane, and keeps all eight class sums in registers; the branch on the
-// label is the same for all its lanes. Issue slots for a row: some 50, half of what reading it takes at full bandwidth.
+// D=256, C<=8. A warp reads whole rows, 8 columns a lane, and keeps all eight class sums in registers; the branch on
+// the label is the same for all its lanes. Issue slots for a row: some 50, half of what reading it takes at full
+// bandwidth.
 template <typename T>
 __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__ ObjectiveArgs args) {
   constexpr int kWarps = 16, kBatch = sizeof(T) == 2 ? 4 : 2;
@@ -104,27 +106,44 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
         ++count;
         squares += sum * scale * scale;
       }
-      auto add = [&](float(&to)[8]) {
+      auto add = [&](float (&to)[8]) {
 #pragma unroll
         for (int e = 0; e < 8; ++e) to[e] += x[e] * scale;
       };
       switch (c) {
-        case 0: add(acc[0]); break;
-        case 1: add(acc[1]); break;
-        case 2: add(acc[2]); break;
-        case 3: add(acc[3]); break;
-        case 4: add(acc[4]); break;
-        case 5: add(acc[5]); break;
-        case 6: add(acc[6]); break;
-        case 7: add(acc[7]); break;
-        default: break;
+        case 0:
+          add(acc[0]);
+          break;
+        case 1:
+          add(acc[1]);
+          break;
+        case 2:
+          add(acc[2]);
+          break;
+        case 3:
+          add(acc[3]);
+          break;
+        case 4:
+          add(acc[4]);
+          break;
+        case 5:
+          add(acc[5]);
+          break;
+        case 6:
+          add(acc[6]);
+          break;
+        case 7:
+          add(acc[7]);
+          break;
+        default:
+          break;
       }
     }
   }
 
   wait_for_previous_kernel();
   int bits = fraction_bits(args.rows);
-  auto* lines = reinterpret_cast<float(*)[2][kDim]>(shared_memory());  // [warps][2 classes][D]
+  auto* lines = reinterpret_cast<float (*)[2][kDim]>(shared_memory());  // [warps][2 classes][D]
   int column = int(threadIdx.x % kDim), half = int(threadIdx.x / kDim);
 #pragma unroll
   for (int c = 0; c < kClasses; c += 2) {
@@ -147,8 +166,8 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   }
 }
 
-// Any shape: a block takes a tile of columns and a share of the rows, 32 at a time: first their norms, then a thread for each
-// column adds into its own entry of [C, tile] in shared memory.
+// Any shape: a block takes a tile of columns and a share of the rows, 32 at a time: first their norms, then a thread
+// for each column adds into its own entry of [C, tile] in shared memory.
 constexpr int kTile = 64, kGeneralThreads = 128;
 
 template <typename T, typename A>
@@ -197,7 +216,8 @@ __global__ void __launch_bounds__(kGeneralThreads) class_sums_general(const __gr
     for (int r = 0; r < here; ++r) {
       int c = classes[r];
       if (c < 0) continue;
-      if (mine) acc[c * kTile + threadIdx.x] += Convert<T, A>::widen(features[(base + r) * args.dim + column]) * scales[r];
+      if (mine)
+        acc[c * kTile + threadIdx.x] += Convert<T, A>::widen(features[(base + r) * args.dim + column]) * scales[r];
       if (c == int(threadIdx.x)) {
         ++count;
         square_sum += squares[r];
@@ -249,7 +269,8 @@ cudaError_t class_sums(const ObjectiveArgs& args, cudaStream_t stream) {
     if (sums && fast_shape(args)) {
       constexpr int kRows = 16 * (sizeof(T) == 2 ? 4 : 2);
       int blocks = persistent_blocks((args.rows + kRows - 1) / kRows, 1);
-      return launch(class_sums_256<T>, dim3(blocks), dim3(512), 16 * 2 * kDim * sizeof(float), stream, overlap, 1, args);
+      return launch(class_sums_256<T>, dim3(blocks), dim3(512), 16 * 2 * kDim * sizeof(float), stream, overlap, 1,
+                    args);
     }
   }
   unsigned tiles = sums ? unsigned((args.dim + kTile - 1) / kTile) : 1u;
@@ -271,9 +292,12 @@ cudaError_t launch_prepare(const ObjectiveArgs& args, cudaStream_t stream) {
 cudaError_t launch_class_sums(const ObjectiveArgs& args, cudaStream_t stream) {
   if (args.terms.type == Type::kFloat64) return class_sums<double, double>(args, stream);
   switch (args.features.type) {
-    case Type::kFloat16: return class_sums<__half, float>(args, stream);
-    case Type::kBFloat16: return class_sums<__nv_bfloat16, float>(args, stream);
-    default: return class_sums<float, float>(args, stream);
+    case Type::kFloat16:
+      return class_sums<__half, float>(args, stream);
+    case Type::kBFloat16:
+      return class_sums<__nv_bfloat16, float>(args, stream);
+    default:
+      return class_sums<float, float>(args, stream);
   }
 }
 
@@ -291,14 +315,17 @@ cudaError_t launch_scale(Tensor tensor, int64_t count, Tensor factor, cudaStream
   dim3 grid(unsigned(persistent_blocks((count + 2047) / 2048, 8)));
   switch (tensor.type) {
     case Type::kFloat16:
-      return launch(scale<__half>, grid, dim3(256), 0, stream, false, 1, static_cast<__half*>(tensor.data), count, factor);
-    case Type::kBFloat16:
-      return launch(scale<__nv_bfloat16>, grid, dim3(256), 0, stream, false, 1, static_cast<__nv_bfloat16*>(tensor.data), count,
+      return launch(scale<__half>, grid, dim3(256), 0, stream, false, 1, static_cast<__half*>(tensor.data), count,
                     factor);
+    case Type::kBFloat16:
+      return launch(scale<__nv_bfloat16>, grid, dim3(256), 0, stream, false, 1,
+                    static_cast<__nv_bfloat16*>(tensor.data), count, factor);
     case Type::kFloat64:
-      return launch(scale<double>, grid, dim3(256), 0, stream, false, 1, static_cast<double*>(tensor.data), count, factor);
+      return launch(scale<double>, grid, dim3(256), 0, stream, false, 1, static_cast<double*>(tensor.data), count,
+                    factor);
     default:
-      return launch(scale<float>, grid, dim3(256), 0, stream, false, 1, static_cast<float*>(tensor.data), count, factor);
+      return launch(scale<float>, grid, dim3(256), 0, stream, false, 1, static_cast<float*>(tensor.data), count,
+                    factor);
   }
 }
 

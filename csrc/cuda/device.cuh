@@ -1,5 +1,5 @@
-// What the kernels need of the machine: warps, clusters, tensor cores, 16-byte accesses, launches. Compiled by nvcc, or by
-// a C++ compiler against tests/cuda/emulator, which then supplies everything inside the first #ifdef.
+// What the kernels need of the machine: warps, clusters, tensor cores, 16-byte accesses, launches. Compiled by nvcc, or
+// by a C++ compiler against tests/cuda/emulator, which then supplies everything inside the first #ifdef.
 #pragma once
 #ifdef __CUDACC__
 #include <cooperative_groups.h>
@@ -28,8 +28,11 @@ __device__ inline unsigned cluster_size() { return cooperative_groups::this_clus
 __device__ inline void cluster_arrive() { asm volatile("barrier.cluster.arrive.aligned;" ::: "memory"); }
 __device__ inline void cluster_wait() { asm volatile("barrier.cluster.wait.aligned;" ::: "memory"); }
 template <typename T>
-__device__ T* cluster_map(T* own, unsigned rank) { return cooperative_groups::this_cluster().map_shared_rank(own, rank); }
-// Programmatic dependent launch: a kernel may start while its predecessor drains; it waits here before reading its results.
+__device__ T* cluster_map(T* own, unsigned rank) {
+  return cooperative_groups::this_cluster().map_shared_rank(own, rank);
+}
+// Programmatic dependent launch: a kernel may start while its predecessor drains; it waits here before reading its
+// results.
 __device__ inline void wait_for_previous_kernel() { asm volatile("griddepcontrol.wait;" ::: "memory"); }
 __device__ inline void let_next_kernel_start() { asm volatile("griddepcontrol.launch_dependents;" ::: "memory"); }
 #else
@@ -45,19 +48,20 @@ __device__ __forceinline__ void mma_16x8x16(float (&acc)[4], const uint32_t (&a)
 template <typename T>
 __device__ __forceinline__ void mma_16x8x8(float (&acc)[4], const uint32_t (&a)[2], uint32_t b);
 
-#define NGD_DEFINE_MMA(TYPE, NAME)                                                                                    \
-  template <>                                                                                                         \
-  __device__ __forceinline__ void mma_16x8x16<TYPE>(float(&c)[4], const uint32_t(&a)[4], const uint32_t(&b)[2]) {     \
-    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"            \
-        "{%0,%1,%2,%3};"                                                                                              \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                              \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                          \
-  }                                                                                                                   \
-  template <>                                                                                                         \
-  __device__ __forceinline__ void mma_16x8x8<TYPE>(float(&c)[4], const uint32_t(&a)[2], uint32_t b) {                 \
-    asm("mma.sync.aligned.m16n8k8.row.col.f32." NAME "." NAME ".f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"        \
-        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                              \
-        : "r"(a[0]), "r"(a[1]), "r"(b));                                                                              \
+#define NGD_DEFINE_MMA(TYPE, NAME)                                                                                   \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void mma_16x8x16<TYPE>(float (&c)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { \
+    asm("mma.sync.aligned.m16n8k16.row.col.f32." NAME "." NAME                                                       \
+        ".f32 {%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},"                                                                  \
+        "{%0,%1,%2,%3};"                                                                                             \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                             \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));                                         \
+  }                                                                                                                  \
+  template <>                                                                                                        \
+  __device__ __forceinline__ void mma_16x8x8<TYPE>(float (&c)[4], const uint32_t (&a)[2], uint32_t b) {              \
+    asm("mma.sync.aligned.m16n8k8.row.col.f32." NAME "." NAME ".f32 {%0,%1,%2,%3},{%4,%5},{%6},{%0,%1,%2,%3};"       \
+        : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])                                                             \
+        : "r"(a[0]), "r"(a[1]), "r"(b));                                                                             \
   }
 NGD_DEFINE_MMA(__nv_bfloat16, "bf16")
 NGD_DEFINE_MMA(__half, "f16")
@@ -66,22 +70,35 @@ NGD_DEFINE_MMA(__half, "f16")
 #define NGD_CLUSTERS 1
 #endif
 
-template <typename T> __device__ __forceinline__ float to_float(T v) { return v; }
-template <> __device__ __forceinline__ float to_float(__half v) { return __half2float(v); }
-template <> __device__ __forceinline__ float to_float(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <typename T, typename A> struct Convert {
+template <typename T>
+__device__ __forceinline__ float to_float(T v) {
+  return v;
+}
+template <>
+__device__ __forceinline__ float to_float(__half v) {
+  return __half2float(v);
+}
+template <>
+__device__ __forceinline__ float to_float(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
+template <typename T, typename A>
+struct Convert {
   static __device__ __forceinline__ A widen(T v) { return to_float(v); }
   static __device__ __forceinline__ T narrow(A v) { return T(v); }
 };
-template <> struct Convert<double, double> {
+template <>
+struct Convert<double, double> {
   static __device__ __forceinline__ double widen(double v) { return v; }
   static __device__ __forceinline__ double narrow(double v) { return v; }
 };
-template <typename A> struct Convert<__half, A> {
+template <typename A>
+struct Convert<__half, A> {
   static __device__ __forceinline__ A widen(__half v) { return __half2float(v); }
   static __device__ __forceinline__ __half narrow(A v) { return __float2half_rn(float(v)); }
 };
-template <typename A> struct Convert<__nv_bfloat16, A> {
+template <typename A>
+struct Convert<__nv_bfloat16, A> {
   static __device__ __forceinline__ A widen(__nv_bfloat16 v) { return __bfloat162float(v); }
   static __device__ __forceinline__ __nv_bfloat16 narrow(A v) { return __float2bfloat16_rn(float(v)); }
 };
@@ -95,7 +112,8 @@ template <typename T>
 __device__ __forceinline__ Eight<T> load_eight(const T* from) {
   Eight<T> out;
 #pragma unroll
-  for (int i = 0; i < int(sizeof(out) / 16); ++i) reinterpret_cast<uint4*>(&out)[i] = reinterpret_cast<const uint4*>(from)[i];
+  for (int i = 0; i < int(sizeof(out) / 16); ++i)
+    reinterpret_cast<uint4*>(&out)[i] = reinterpret_cast<const uint4*>(from)[i];
   return out;
 }
 template <typename T>
@@ -104,7 +122,8 @@ __device__ __forceinline__ void store_eight(T* to, const Eight<T>& v) {
   for (int i = 0; i < int(sizeof(v) / 16); ++i) reinterpret_cast<uint4*>(to)[i] = reinterpret_cast<const uint4*>(&v)[i];
 }
 
-// Sum (largest) over the lanes whose numbers differ in the bits of kSpan - 1, given to each of them; the order is fixed.
+// Sum (largest) over the lanes whose numbers differ in the bits of kSpan - 1, given to each of them; the order is
+// fixed.
 template <int kSpan = 32, typename A>
 __device__ __forceinline__ A warp_sum(A v) {
 #pragma unroll
@@ -121,7 +140,8 @@ __device__ __forceinline__ A warp_max(A v) {
   return v;
 }
 
-// Starts a kernel on a stream. `overlap`: it may begin while the one before it drains (compute capability 9.0 and later).
+// Starts a kernel on a stream. `overlap`: it may begin while the one before it drains (compute capability 9.0 and
+// later).
 template <typename... P, typename... A>
 cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, cudaStream_t stream, bool overlap,
                    unsigned cluster, A... arguments) {

@@ -1,11 +1,11 @@
-// Proto-KD of eight rows at a time by one block of 256 threads, D=256, K<=32, in float32 arithmetic whatever the features are.
-// The work changes owner three times, so that prototypes stay in registers and nothing is read twice:
+// Proto-KD of eight rows at a time by one block of 256 threads, D=256, K<=32, in float32 arithmetic whatever the
+// features are. The work changes owner three times, so that prototypes stay in registers and nothing is read twice:
 //   rows:        warp w normalises row w                         -> f
 //   prototypes:  warp w holds prototypes w, w+8, w+16, w+24      -> similarities
 //   rows:        warp w, lane k: softmax and KL of row w          -> slopes by similarity
 //   columns:     thread s holds column s of all prototypes       -> the gradient by f
-// Vectors of 256 lie in shared memory in "slot" order, in which a lane's 8 consecutive columns are two 16-byte words, one in
-// each half, and no access has bank conflicts.
+// Vectors of 256 lie in shared memory in "slot" order, in which a lane's 8 consecutive columns are two 16-byte words,
+// one in each half, and no access has bank conflicts.
 #pragma once
 #include "terms.cuh"
 
@@ -97,9 +97,10 @@ struct Ffma {
     return scale;
   }
 
-  // From f [count rows][256] in shared memory, complete and behind a barrier, to the gradient by f, in this thread's slot of
-  // `gradient` [count][256]; adds Proto-KD to terms. All threads of the block.
-  __device__ void chunk(const ObjectiveArgs& args, int64_t row, int count, const float* f, float* gradient, RowTerms<float>& terms) {
+  // From f [count rows][256] in shared memory, complete and behind a barrier, to the gradient by f, in this thread's
+  // slot of `gradient` [count][256]; adds Proto-KD to terms. All threads of the block.
+  __device__ void chunk(const ObjectiveArgs& args, int64_t row, int count, const float* f, float* gradient,
+                        RowTerms<float>& terms) {
     int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32), many = args.prototype_count;
     if (many == 0) {
       for (int r = 0; r < count; ++r) gradient[r * kDim + threadIdx.x] = 0;
@@ -131,8 +132,8 @@ struct Ffma {
       float log_q = (z - largest) - log(sum / float(many));
       if (mine && prior != 0.0f) terms.proto += prior * (log(prior * float(many)) - log_q);
       float slope = warp_sum(prior) * (e / sum) - prior;
-      shared.slope[warp][lane] =
-          slope * shared.prototype_scale[lane] * float(args.proto_weight / (args.proto_temperature * double(args.rows)));
+      shared.slope[warp][lane] = slope * shared.prototype_scale[lane] *
+                                 float(args.proto_weight / (args.proto_temperature * double(args.rows)));
     }
     __syncthreads();
 #pragma unroll
@@ -142,7 +143,8 @@ struct Ffma {
 #pragma unroll
       for (int i = 0; i < kPrototypes; i += 4) {
         float4 slope = *reinterpret_cast<const float4*>(&shared.slope[r][i]);
-        g += slope.x * by_column[i] + slope.y * by_column[i + 1] + slope.z * by_column[i + 2] + slope.w * by_column[i + 3];
+        g += slope.x * by_column[i] + slope.y * by_column[i + 1] + slope.z * by_column[i + 2] +
+             slope.w * by_column[i + 3];
       }
       gradient[r * kDim + threadIdx.x] = g;
     }

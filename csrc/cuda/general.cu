@@ -1,5 +1,5 @@
-// The general path's last two stages, for any shape and for float64: D-Geo's class vectors, a warp for each class, then the
-// rows, a warp for each. Correct everywhere before fast: features are read from cache once for every 8 prototypes.
+// The general path's last two stages, for any shape and for float64: D-Geo's class vectors, a warp for each class, then
+// the rows, a warp for each. Correct everywhere before fast: features are read from cache once for every 8 prototypes.
 #include "terms.cuh"
 
 namespace ngd_fast {
@@ -35,7 +35,8 @@ __global__ void __launch_bounds__(32) class_vectors(const __grid_constant__ Obje
 constexpr int kThreads = 128;
 
 template <typename T, typename A>
-__device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, int64_t row, A* slopes, RowTerms<A>& terms, int& flags) {
+__device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, int64_t row, A* slopes,
+                            RowTerms<A>& terms, int& flags) {
   constexpr int kTogether = 8;
   int lane = int(threadIdx.x % 32), dim = args.dim, many = args.prototype_count;
   const T* x = static_cast<const T*>(args.features.data) + row * dim;
@@ -95,7 +96,8 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
   for (int d = lane; d < dim; d += 32) {
     A g = vector ? vector[d] : A(0);
     for (int k = 0; k < many; ++k) g += slopes[k] * element<A>(args.prototypes, int64_t(k) * dim + d);
-    static_cast<T*>(args.grad_features.data)[row * dim + d] = Convert<T, A>::narrow((g - at(d) * inverse * along) * inverse);
+    static_cast<T*>(args.grad_features.data)[row * dim + d] =
+        Convert<T, A>::narrow((g - at(d) * inverse * along) * inverse);
   }
 }
 
@@ -115,7 +117,8 @@ __global__ void __launch_bounds__(kThreads) rows_general(const __grid_constant__
       feature_row<T, A>(args, w, row, slopes, terms, flags);
     }
   if (args.logits.data)
-    for (int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x; row < args.rows; row += int64_t(gridDim.x) * kThreads)
+    for (int64_t row = int64_t(blockIdx.x) * kThreads + threadIdx.x; row < args.rows;
+         row += int64_t(gridDim.x) * kThreads)
       logits_row<A>(args, row, scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
   A var = 0, margin = 0;
@@ -143,16 +146,21 @@ cudaError_t start(const ObjectiveArgs& args, cudaStream_t stream) {
 cudaError_t launch_general(const ObjectiveArgs& args, cudaStream_t stream) {
   if (args.terms.type == Type::kFloat64) return start<double, double>(args, stream);
   switch (args.features.type) {
-    case Type::kFloat16: return start<__half, float>(args, stream);
-    case Type::kBFloat16: return start<__nv_bfloat16, float>(args, stream);
-    default: return start<float, float>(args, stream);
+    case Type::kFloat16:
+      return start<__half, float>(args, stream);
+    case Type::kBFloat16:
+      return start<__nv_bfloat16, float>(args, stream);
+    default:
+      return start<float, float>(args, stream);
   }
 }
 
 size_t geo_sums_workspace(const ObjectiveArgs& args) {
   size_t bytes = 0;
-  if (args.terms.type == Type::kFloat64) workspace<double>(args, &bytes);
-  else workspace<float>(args, &bytes);
+  if (args.terms.type == Type::kFloat64)
+    workspace<double>(args, &bytes);
+  else
+    workspace<float>(args, &bytes);
   return bytes;
 }
 
@@ -163,7 +171,8 @@ cudaError_t launch_objective(const ObjectiveArgs& args, cudaStream_t stream) {
   cudaError_t error = launch_prepare(args, stream);
   if (error == cudaSuccess) error = launch_class_sums(args, stream);
   if (error != cudaSuccess) return error;
-  return fast_shape(args) && args.terms.type != Type::kFloat64 ? launch_rows(args, stream) : launch_general(args, stream);
+  return fast_shape(args) && args.terms.type != Type::kFloat64 ? launch_rows(args, stream)
+                                                               : launch_general(args, stream);
 }
 
 }  // namespace ngd_fast

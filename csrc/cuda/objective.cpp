@@ -17,11 +17,16 @@ using Optional = std::optional<at::Tensor>;
 
 Type type_of(const at::Tensor& t, const char* name) {
   switch (t.scalar_type()) {
-    case at::kFloat: return Type::kFloat32;
-    case at::kHalf: return Type::kFloat16;
-    case at::kBFloat16: return Type::kBFloat16;
-    case at::kDouble: return Type::kFloat64;
-    default: TORCH_CHECK_TYPE(false, name, ": wanted float32, bfloat16, float16 or float64, got ", t.scalar_type());
+    case at::kFloat:
+      return Type::kFloat32;
+    case at::kHalf:
+      return Type::kFloat16;
+    case at::kBFloat16:
+      return Type::kBFloat16;
+    case at::kDouble:
+      return Type::kFloat64;
+    default:
+      TORCH_CHECK_TYPE(false, name, ": wanted float32, bfloat16, float16 or float64, got ", t.scalar_type());
   }
 }
 
@@ -77,12 +82,12 @@ void fill_empty(at::Tensor& terms, const ObjectiveArgs& args) {
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
-    const Optional& features, const Optional& logits, const Optional& target, const Optional& prototypes, const Optional& prior,
-    const Optional& labels, const Optional& teacher_logits, const Optional& class_weight, const Optional& geo_weight,
-    const Optional& class_sums, int64_t num_classes, at::IntArrayRef high_valence, double label_smoothing, double kd_weight,
-    double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2, double proto_weight, double proto_temperature,
-    double geo_weight_value, double var_cap, double margin, double var_weight, double margin_weight, double geo_grad_scale,
-    bool want_features_grad, bool want_logits_grad) {
+    const Optional& features, const Optional& logits, const Optional& target, const Optional& prototypes,
+    const Optional& prior, const Optional& labels, const Optional& teacher_logits, const Optional& class_weight,
+    const Optional& geo_weight, const Optional& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
+    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
+    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
+    double var_weight, double margin_weight, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
   TORCH_CHECK_VALUE(features.has_value() || logits.has_value(), "features, logits: wanted at least one of them");
   const at::Tensor& first = features.has_value() ? *features : *logits;
   TORCH_CHECK_VALUE(first.dim() == 2, "features, logits: wanted two dimensions, got shape ", first.sizes());
@@ -121,7 +126,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   args.labels = inputs.indices(labels, rows, "labels");
   args.prototypes = inputs.floating(prototypes, {count, dim}, "prototypes");
   args.prior_per_row = prior.has_value() && prior->dim() == 2;
-  args.prior = args.prior_per_row ? inputs.floating(prior, {rows, count}, "prior") : inputs.floating(prior, {count}, "prior");
+  args.prior =
+      args.prior_per_row ? inputs.floating(prior, {rows, count}, "prior") : inputs.floating(prior, {count}, "prior");
   args.class_weight = inputs.floating(class_weight, {num_classes}, "class_weight");
   args.geo_weight = inputs.floating(geo_weight, {}, "geo_weight");
   args.class_sums = inputs.floating(class_sums, {num_classes, dim + 2}, "class_sums");
@@ -148,7 +154,8 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   want_features_grad = want_features_grad && features.has_value();
   want_logits_grad = want_logits_grad && logits.has_value();
   at::Tensor grad_features = want_features_grad ? at::empty({rows, dim}, wide->options()) : at::empty({0}, options);
-  at::Tensor grad_logits = want_logits_grad ? at::empty({rows, num_classes}, logits->options()) : at::empty({0}, options);
+  at::Tensor grad_logits =
+      want_logits_grad ? at::empty({rows, num_classes}, logits->options()) : at::empty({0}, options);
   args.terms = reference(terms, "terms");
   if (want_features_grad) args.grad_features = reference(grad_features, "features");
   if (want_logits_grad) args.grad_logits = reference(grad_logits, "logits");

@@ -1,20 +1,22 @@
-// The fused objective on a GPU: plain pointers in, one launch function for each op. No ATen, so that nvcc needs seconds.
+// The fused objective on a GPU: plain pointers in, one launch function for each op. No ATen, so that nvcc needs
+// seconds.
 //
 // Which kernels run (B rows, D features, C classes, K prototypes):
-// - small: D=256, C<=8, K<=32, not float64, and B small enough that the features and their gradients fit the shared memory
+// - small: D=256, C<=8, K<=32, not float64, and B small enough that the features and their gradients fit the shared
+// memory
 //   of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch does everything.
 // - large: D=256, C<=8, K<=32: prepare, class sums, rows; three launches that overlap. Similarities and gradients
 //   by tensor cores for bfloat16 and float16 features, by FFMA for float32 (TF32 would miss the 1e-5 asked for).
 // - general: every other shape up to D=2048, C=64, K=256, and float64: prepare, class sums, class gradients, rows.
 //
-// Floor of the large path at B=262,144, bfloat16, D=256: the features are read twice, because D-Geo's gradient of any row
-// needs the sums over all of them, and the gradient is written once: 3 x 134 MB; logits, teacher, target, labels and the
-// logits' gradient add 17 MB: 0.42 GB, 99 us at the 4.23 TB/s that a copy reaches on an H200. The rows kernel begins with the
-// rows read last, of which L2 still holds some. Arithmetic: 2 x 262,144 x 256 x 40 multiply-adds = 5.4 T, some 10 us of
-// mma.sync; class sums in FFMA, about 15 us of issue slots beside 32 us of reading.
+// Floor of the large path at B=262,144, bfloat16, D=256: the features are read twice, because D-Geo's gradient of any
+// row needs the sums over all of them, and the gradient is written once: 3 x 134 MB; logits, teacher, target, labels
+// and the logits' gradient add 17 MB: 0.42 GB, 99 us at the 4.23 TB/s that a copy reaches on an H200. The rows kernel
+// begins with the rows read last, of which L2 still holds some. Arithmetic: 2 x 262,144 x 256 x 40 multiply-adds = 5.4
+// T, some 10 us of mma.sync; class sums in FFMA, about 15 us of issue slots beside 32 us of reading.
 //
-// Bit-identical from run to run: sums over rows that cross blocks are added as 64-bit integers (fixed point, exact in any
-// order), all others in an order fixed by the launch shape. The workspace is below 0.2 MB at the fast shapes.
+// Bit-identical from run to run: sums over rows that cross blocks are added as 64-bit integers (fixed point, exact in
+// any order), all others in an order fixed by the launch shape. The workspace is below 0.2 MB at the fast shapes.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_runtime.h>
@@ -34,17 +36,17 @@ struct Tensor {
 struct ObjectiveArgs {
   int64_t rows = 0;
   int dim = 0, classes = 0, prototype_count = 0;
-  Tensor features;             // [B, D]; float64 only if all floating tensors are
-  Tensor logits;               // [B, C]
-  Tensor teacher_logits;       // [B, C]
-  Tensor target_distribution;  // [B, C]
+  Tensor features;                  // [B, D]; float64 only if all floating tensors are
+  Tensor logits;                    // [B, C]
+  Tensor teacher_logits;            // [B, C]
+  Tensor target_distribution;       // [B, C]
   const int64_t* target = nullptr;  // [B], -100 is left out
   const int64_t* labels = nullptr;  // [B], -1 is left out
-  Tensor prototypes;    // [K, D]
-  Tensor prior;         // [K], or [B, K] where prior_per_row
-  Tensor class_weight;  // [C]
-  Tensor geo_weight;    // one number; replaces geo_weight_value
-  Tensor class_sums;    // [C, D+2], float32 (float64): replaces the sums over these rows
+  Tensor prototypes;                // [K, D]
+  Tensor prior;                     // [K], or [B, K] where prior_per_row
+  Tensor class_weight;              // [C]
+  Tensor geo_weight;                // one number; replaces geo_weight_value
+  Tensor class_sums;                // [C, D+2], float32 (float64): replaces the sums over these rows
   bool prior_per_row = false;
   uint64_t high_valence = 0;  // bit c: class c has the variance term
   double label_smoothing = 0, kd_weight = 0, kd_temperature = 1;
@@ -63,8 +65,8 @@ size_t objective_workspace(const ObjectiveArgs& args);
 // Values and gradients of the objective. rows >= 1.
 cudaError_t launch_objective(const ObjectiveArgs& args, cudaStream_t stream);
 
-// [C, D+2]: per class the sum of the normalised rows, their number, the sum of their squared norms. Reads of args: rows, dim,
-// classes, features, labels, terms (the output, float32 or float64) and workspace.
+// [C, D+2]: per class the sum of the normalised rows, their number, the sum of their squared norms. Reads of args:
+// rows, dim, classes, features, labels, terms (the output, float32 or float64) and workspace.
 size_t geo_sums_workspace(const ObjectiveArgs& args);
 cudaError_t launch_geo_sums(const ObjectiveArgs& args, cudaStream_t stream);
 

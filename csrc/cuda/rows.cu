@@ -1,6 +1,6 @@
-// Last stage of the large path, D=256, C<=8, K<=32: every row's terms and gradients. A persistent grid; each block first
-// derives D-Geo's class vectors from the class sums, then takes rows from the end of the batch on: those were read last.
-// bfloat16 and float16 features go through the tensor cores, float32 ones through FFMA.
+// Last stage of the large path, D=256, C<=8, K<=32: every row's terms and gradients. A persistent grid; each block
+// first derives D-Geo's class vectors from the class sums, then takes rows from the end of the batch on: those were
+// read last. bfloat16 and float16 features go through the tensor cores, float32 ones through FFMA.
 #include "ffma.cuh"
 
 namespace ngd_fast {
@@ -86,18 +86,21 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
     ffma.chunk(args, base, count, s.f[0], s.gradient[0], terms);
     __syncthreads();
     if (warp < count && args.grad_features.data)
-      Ffma<T>::store_gradient(args, row, s.f[warp], s.gradient[warp], label < 0 ? nullptr : s.geo.gradient[label], scale);
+      Ffma<T>::store_gradient(args, row, s.f[warp], s.gradient[warp], label < 0 ? nullptr : s.geo.gradient[label],
+                              scale);
   }
   if (args.logits.data)
-    for (int64_t row = int64_t(blockIdx.x) * kFfmaThreads + threadIdx.x; row < args.rows; row += int64_t(gridDim.x) * kFfmaThreads)
+    for (int64_t row = int64_t(blockIdx.x) * kFfmaThreads + threadIdx.x; row < args.rows;
+         row += int64_t(gridDim.x) * kFfmaThreads)
       logits_row<float>(args, row, scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
   finish_rows(args, w, s.geo, scales, terms, s.scratch);
 }
 
 // ---- bfloat16, float16 ------------------------------------------------------------------------------------------
-// A warp takes 16 rows. A matrix product does not care in which order its inner index runs, nor in which its columns lie as
-// long as both sides agree; so the orders are chosen such that every operand is a whole 16-byte word of one lane:
+// A warp takes 16 rows. A matrix product does not care in which order its inner index runs, nor in which its columns
+// lie as long as both sides agree; so the orders are chosen such that every operand is a whole 16-byte word of one
+// lane:
 //   features:     lane (g, t) = (lane / 4, lane % 4) holds columns 32 j + 8 t ... + 7 of rows g and g + 8, j = 0..7,
 //                 as they lie in memory; the gradient leaves by the same pattern;
 //   similarities: columns permuted so that lane t of a row gets prototypes 8 t ... 8 t + 7, which is the operand of
@@ -138,7 +141,9 @@ __device__ __forceinline__ float unpack(uint32_t word, int i) {
   return to_float(pair.at[i]);
 }
 
-__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) { return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w; }
+__device__ __forceinline__ uint32_t word_of(const uint4& v, int i) {
+  return i == 0 ? v.x : i == 1 ? v.y : i == 2 ? v.z : v.w;
+}
 
 // Normalised prototypes in operand order; a warp for each. Needs nothing of the kernels before.
 template <typename T>
@@ -153,12 +158,14 @@ __device__ void place_prototypes(const ObjectiveArgs& args, MmaShared& s) {
     }
     float scale = inverse_norm(warp_sum(square));
     int g = 2 * (k / 8) + k % 2, tile = k % 8 / 2;
-    s.similarity[lane / 4][tile][g * 4 + lane % 4] = make_uint4(pack<T>(p[0] * scale, p[1] * scale), pack<T>(p[2] * scale, p[3] * scale),
-                                                                pack<T>(p[4] * scale, p[5] * scale), pack<T>(p[6] * scale, p[7] * scale));
+    s.similarity[lane / 4][tile][g * 4 + lane % 4] =
+        make_uint4(pack<T>(p[0] * scale, p[1] * scale), pack<T>(p[2] * scale, p[3] * scale),
+                   pack<T>(p[4] * scale, p[5] * scale), pack<T>(p[6] * scale, p[7] * scale));
 #pragma unroll
     for (int e = 0; e < 8; ++e) {  // column 32 j + 8 (g / 2) + 2 tile + g % 2
       int column_g = 2 * (lane % 4) + e % 2;
-      reinterpret_cast<T*>(&s.combine[lane / 4][e / 2][column_g * 4 + k / 8])[k % 8] = Convert<T, float>::narrow(p[e] * scale);
+      reinterpret_cast<T*>(&s.combine[lane / 4][e / 2][column_g * 4 + k / 8])[k % 8] =
+          Convert<T, float>::narrow(p[e] * scale);
     }
   }
   if (int k = int(threadIdx.x); k < kPrototypes) {
@@ -183,19 +190,21 @@ __device__ void place_class_vectors(const ObjectiveArgs& args, MmaShared& s) {
     if (lane == 0) s.class_scale[c] = largest;
 #pragma unroll
     for (int e = 0; e < 8; ++e) g[e] *= scale;
-    s.similarity[lane / 4][4][c * 4 + lane % 4] = make_uint4(pack<T>(g[0], g[1]), pack<T>(g[2], g[3]), pack<T>(g[4], g[5]), pack<T>(g[6], g[7]));
+    s.similarity[lane / 4][4][c * 4 + lane % 4] =
+        make_uint4(pack<T>(g[0], g[1]), pack<T>(g[2], g[3]), pack<T>(g[4], g[5]), pack<T>(g[6], g[7]));
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
       int column_g = 2 * (lane % 4) + e % 2;
-      reinterpret_cast<T*>(&s.classes[lane / 4][column_g * 4 + c / 2])[2 * (e / 2) + c % 2] = Convert<T, float>::narrow(g[e]);
+      reinterpret_cast<T*>(&s.classes[lane / 4][column_g * 4 + c / 2])[2 * (e / 2) + c % 2] =
+          Convert<T, float>::narrow(g[e]);
     }
   }
 }
 
-// One row's Proto-KD from this lane's eight similarities (times 1 / norm not yet): they become the slopes by similarity, over
-// the row's weight. Returns the sum over all prototypes of slope * similarity.
-__device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaShared& s, int64_t row, bool real, float inverse,
-                                           float (&v)[8], RowTerms<float>& terms) {
+// One row's Proto-KD from this lane's eight similarities (times 1 / norm not yet): they become the slopes by
+// similarity, over the row's weight. Returns the sum over all prototypes of slope * similarity.
+__device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaShared& s, int64_t row, bool real,
+                                           float inverse, float (&v)[8], RowTerms<float>& terms) {
   int t = int(threadIdx.x % 4), many = args.prototype_count;
   float cold = float(1 / args.proto_temperature), largest = -INFINITY, sum = 0, prior_sum = 0, along = 0;
   float prior[8], weight[8];
@@ -204,7 +213,8 @@ __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaS
     v[i] *= inverse;
     if (8 * t + i < many) largest = fmaxf(largest, v[i] * cold);
     prior[i] = s.prior[8 * t + i];
-    if (args.prior_per_row) prior[i] = real && 8 * t + i < many ? element<float>(args.prior, row * many + 8 * t + i) : 0.0f;
+    if (args.prior_per_row)
+      prior[i] = real && 8 * t + i < many ? element<float>(args.prior, row * many + 8 * t + i) : 0.0f;
     prior_sum += prior[i];
   }
   largest = warp_max<4>(largest);
@@ -229,8 +239,8 @@ __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaS
 }
 
 // A call, so that what it needs is not mixed with the registers around it, which are all taken.
-__device__ __noinline__ RowTerms<float> logits_of_row(const ObjectiveArgs& args, int row, const RowScales<float>& scales,
-                                                      int* all_flags) {
+__device__ __noinline__ RowTerms<float> logits_of_row(const ObjectiveArgs& args, int row,
+                                                      const RowScales<float>& scales, int* all_flags) {
   RowTerms<float> terms{};
   int flags = 0;
   logits_row<float>(args, row, scales, terms, flags);
@@ -257,7 +267,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
     int base = own * kMmaRows;
     int flags = 0;
     RowTerms<float> terms{};
-    if (args.logits.data && lane < kMmaRows && base + lane < rows) terms = logits_of_row(args, base + lane, s.scales, w.flags);
+    if (args.logits.data && lane < kMmaRows && base + lane < rows)
+      terms = logits_of_row(args, base + lane, s.scales, w.flags);
     uint4 x[2][kJ];
     int label[2];
 #pragma unroll
@@ -265,7 +276,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       int row = base + g + 8 * h;
 #pragma unroll
       for (int j = 0; j < kJ; ++j)
-        x[h][j] = row < rows ? *reinterpret_cast<const uint4*>(features + int64_t(row) * kDim + 32 * j + 8 * t) : make_uint4(0, 0, 0, 0);
+        x[h][j] = row < rows ? *reinterpret_cast<const uint4*>(features + int64_t(row) * kDim + 32 * j + 8 * t)
+                             : make_uint4(0, 0, 0, 0);
       label[h] = args.labels && row < rows ? label_class(args.labels[row], args.classes, flags) : -1;
     }
     if (flags) atomicOr(w.flags, flags);
@@ -308,7 +320,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       for (int k = 0; k < 8; ++k) v[k] = product[k / 2][2 * h + k % 2];
       int row = base + g + 8 * h;
       along[h] = 0;
-      if (args.prototype_count) along[h] = s.scales.proto_grad * proto_row(args, s, row, row < rows, inverse[h], v, terms);
+      if (args.prototype_count)
+        along[h] = s.scales.proto_grad * proto_row(args, s, row, row < rows, inverse[h], v, terms);
 #pragma unroll
       for (int k = 0; k < 4; ++k) slope[h][k] = args.prototype_count ? pack<T>(v[2 * k], v[2 * k + 1]) : 0u;
       bool low = label[h] == 2 * t, high = label[h] == 2 * t + 1;
@@ -358,8 +371,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
 }
 
 template <typename... P>
-cudaError_t start(void (*kernel)(P...), const ObjectiveArgs& args, int threads, size_t shared, int rows, int per_multiprocessor,
-                  cudaStream_t stream) {
+cudaError_t start(void (*kernel)(P...), const ObjectiveArgs& args, int threads, size_t shared, int rows,
+                  int per_multiprocessor, cudaStream_t stream) {
   cudaError_t error = cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared));
   if (error != cudaSuccess) return error;
   dim3 grid(unsigned(persistent_blocks((args.rows + rows - 1) / rows, per_multiprocessor)));
@@ -370,9 +383,12 @@ cudaError_t start(void (*kernel)(P...), const ObjectiveArgs& args, int threads, 
 
 cudaError_t launch_rows(const ObjectiveArgs& args, cudaStream_t stream) {
   switch (args.features.type) {
-    case Type::kFloat16: return start(rows_mma<__half>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
-    case Type::kBFloat16: return start(rows_mma<__nv_bfloat16>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
-    default: return start(rows_ffma<float>, args, kFfmaThreads, sizeof(FfmaShared), kChunk, 2, stream);
+    case Type::kFloat16:
+      return start(rows_mma<__half>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
+    case Type::kBFloat16:
+      return start(rows_mma<__nv_bfloat16>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
+    default:
+      return start(rows_ffma<float>, args, kFfmaThreads, sizeof(FfmaShared), kChunk, 2, stream);
   }
 }
 

@@ -1,5 +1,6 @@
-// The whole objective, values and gradients, in one launch: a cluster of 16 (or 8) blocks holds the batch's normalised rows
-// and gradients in its shared memory, and exchanges the class sums through it. D=256, C<=8, K<=32, B <= 64 x blocks.
+// The whole objective, values and gradients, in one launch: a cluster of 16 (or 8) blocks holds the batch's normalised
+// rows and gradients in its shared memory, and exchanges the class sums through it. D=256, C<=8, K<=32, B <= 64 x
+// blocks.
 #include <atomic>
 
 #include "ffma.cuh"
@@ -173,7 +174,8 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
 template <typename T>
 cudaError_t start(const ObjectiveArgs& args, int cluster, cudaStream_t stream) {
   size_t shared = small_shared(rows_per_block(args.rows, cluster));
-  return launch(small_objective<T>, dim3(unsigned(cluster)), dim3(kFfmaThreads), shared, stream, false, unsigned(cluster), args);
+  return launch(small_objective<T>, dim3(unsigned(cluster)), dim3(kFfmaThreads), shared, stream, false,
+                unsigned(cluster), args);
 }
 
 // Whether a cluster of this many blocks, each with this many rows, can run on the current device.
@@ -195,11 +197,14 @@ bool fits(int cluster, int rows) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   int count = 0;
-  // The shared memory that any such launch may ask for: the attribute is the function's, and calls differ in their rows.
+  // The shared memory that any such launch may ask for: the attribute is the function's, and calls differ in their
+  // rows.
   size_t allowed = small_shared(kMostRows) < size_t(most) ? small_shared(kMostRows) : size_t(most);
-  bool good = cudaFuncSetAttribute(small_objective<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(allowed)) == cudaSuccess &&
-              cudaFuncSetAttribute(small_objective<T>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
-              cudaOccupancyMaxActiveClusters(&count, small_objective<T>, &config) == cudaSuccess && count > 0;
+  bool good =
+      cudaFuncSetAttribute(small_objective<T>, cudaFuncAttributeMaxDynamicSharedMemorySize, int(allowed)) ==
+          cudaSuccess &&
+      cudaFuncSetAttribute(small_objective<T>, cudaFuncAttributeNonPortableClusterSizeAllowed, 1) == cudaSuccess &&
+      cudaOccupancyMaxActiveClusters(&count, small_objective<T>, &config) == cudaSuccess && count > 0;
   if (!good) cudaGetLastError();  // a refusal here is an answer, not a failure
   return good;
 }
@@ -228,20 +233,27 @@ int choose(const ObjectiveArgs& args) {
 }  // namespace
 
 int small_cluster(const ObjectiveArgs& args) {
-  if (!fast_shape(args) || args.terms.type == Type::kFloat64 || args.rows > kMostCluster * kMostRows || capability_major() < 9)
+  if (!fast_shape(args) || args.terms.type == Type::kFloat64 || args.rows > kMostCluster * kMostRows ||
+      capability_major() < 9)
     return 0;
   switch (args.features.type) {
-    case Type::kFloat16: return choose<__half>(args);
-    case Type::kBFloat16: return choose<__nv_bfloat16>(args);
-    default: return choose<float>(args);
+    case Type::kFloat16:
+      return choose<__half>(args);
+    case Type::kBFloat16:
+      return choose<__nv_bfloat16>(args);
+    default:
+      return choose<float>(args);
   }
 }
 
 cudaError_t launch_small(const ObjectiveArgs& args, int cluster, cudaStream_t stream) {
   switch (args.features.type) {
-    case Type::kFloat16: return start<__half>(args, cluster, stream);
-    case Type::kBFloat16: return start<__nv_bfloat16>(args, cluster, stream);
-    default: return start<float>(args, cluster, stream);
+    case Type::kFloat16:
+      return start<__half>(args, cluster, stream);
+    case Type::kBFloat16:
+      return start<__nv_bfloat16>(args, cluster, stream);
+    default:
+      return start<float>(args, cluster, stream);
   }
 }
 

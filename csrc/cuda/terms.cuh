@@ -37,8 +37,8 @@ struct EightClasses {
 
 // Cross-entropy and KD of one row: adds to `terms`, writes the gradient, sets a flag for a target out of range.
 template <typename A>
-__device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t row, const RowScales<A>& scales, RowTerms<A>& terms,
-                                           int& flags) {
+__device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t row, const RowScales<A>& scales,
+                                           RowTerms<A>& terms, int& flags) {
   int target = args.target ? target_class(args.target[row], args.classes, flags) : 0;
   Smoothing<A> smoothing(args.label_smoothing, args.classes);
   bool has_kd = args.teacher_logits.data, want_grad = args.grad_logits.data;
@@ -50,14 +50,16 @@ __device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t ro
   if (args.classes == kClasses) {
     Row<A> z(args.logits, row), distribution(args.target_distribution, row), teacher(args.teacher_logits, row);
     EightClasses settings{args.kd_temperature, args.kd_is_kl};
-    logits_row(settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(c, distribution(c)); }, teacher, out, terms);
+    logits_row(
+        settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(c, distribution(c)); }, teacher, out, terms);
   } else {
     auto reader = [&](const Tensor& t) {
       return [&t, first = row * args.classes](int c) { return t.data ? element<A>(t, first + c) : A(0); };
     };
     auto distribution = reader(args.target_distribution);
-    logits_row(args, scales, has_kd, want_grad, reader(args.logits), [&](int c) { return wanted(c, distribution(c)); },
-               reader(args.teacher_logits), out, terms);
+    logits_row(
+        args, scales, has_kd, want_grad, reader(args.logits), [&](int c) { return wanted(c, distribution(c)); },
+        reader(args.teacher_logits), out, terms);
   }
 }
 
@@ -66,11 +68,12 @@ __device__ __forceinline__ A geo_weight(const ObjectiveArgs& args) {
   return args.geo_weight.data ? element<A>(args.geo_weight, 0) : A(args.geo_weight_value);
 }
 
-// D-Geo of class c, by one warp: its variance term, its margin terms with all other classes, and the gradient vector G of
-// its rows. mean(c, d), count(c), square(c): the class sums; gradient(d): a reference to G_d that only this lane uses.
+// D-Geo of class c, by one warp: its variance term, its margin terms with all other classes, and the gradient vector G
+// of its rows. mean(c, d), count(c), square(c): the class sums; gradient(d): a reference to G_d that only this lane
+// uses.
 template <typename A, typename Mean, typename Count, typename Square, typename Gradient>
-__device__ void class_terms(const ObjectiveArgs& args, int c, Mean mean, Count count, Square square, Gradient gradient, A* var,
-                            A* margin) {
+__device__ void class_terms(const ObjectiveArgs& args, int c, Mean mean, Count count, Square square, Gradient gradient,
+                            A* var, A* margin) {
   constexpr int kTogether = 8;
   int lane = int(threadIdx.x % 32), dim = args.dim;
   A rows = count(c), weight = geo_weight<A>(args) * A(args.geo_grad_scale);
@@ -119,10 +122,12 @@ __device__ void write_output(const ObjectiveArgs& args, const RowTerms<A>& sums,
   double kd = args.teacher_logits.data ? double(sums.kd) * double(scales.kd) : 0;
   double proto = args.prototypes.data ? double(sums.proto) * double(scales.proto) : 0;
   double weight = args.labels ? double(geo_weight<A>(args)) : 0;
-  write_terms(args, ce, kd, proto, double(geo_var), double(geo_margin), weight, flags, static_cast<A*>(args.terms.data));
+  write_terms(args, ce, kd, proto, double(geo_var), double(geo_margin), weight, flags,
+              static_cast<A*>(args.terms.data));
 }
 
-// Sum of each thread's terms over the block, in a fixed order; the result holds in thread 0. `scratch`: 3 * warps numbers.
+// Sum of each thread's terms over the block, in a fixed order; the result holds in thread 0. `scratch`: 3 * warps
+// numbers.
 template <typename A>
 __device__ RowTerms<A> block_sum(RowTerms<A> mine, A* scratch) {
   mine.ce = warp_sum(mine.ce);
@@ -146,11 +151,11 @@ __device__ RowTerms<A> block_sum(RowTerms<A> mine, A* scratch) {
   return sum;
 }
 
-// End of a rows kernel: leaves the block's sums, and the block that comes last adds all blocks' in their order and writes the
-// output. The grid's threads must all have set their flags (w.flags) before.
+// End of a rows kernel: leaves the block's sums, and the block that comes last adds all blocks' in their order and
+// writes the output. The grid's threads must all have set their flags (w.flags) before.
 template <typename A>
-__device__ void finish(const ObjectiveArgs& args, const Workspace<A>& w, const RowScales<A>& scales, RowTerms<A> mine, A geo_var,
-                       A geo_margin, A* scratch) {
+__device__ void finish(const ObjectiveArgs& args, const Workspace<A>& w, const RowScales<A>& scales, RowTerms<A> mine,
+                       A geo_var, A geo_margin, A* scratch) {
   RowTerms<A> sum = block_sum(mine, scratch);
   if (threadIdx.x < 32) {
     int lane = int(threadIdx.x), last = 0;

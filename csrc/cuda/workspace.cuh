@@ -16,8 +16,8 @@ __host__ __device__ inline int fraction_bits(int64_t rows) {
   return 61 - bits;
 }
 
-// Class sums [C, D+2] (S | n | q; S and q in fixed point), then the counts of the targets, flags and the ticket; all zeroed by
-// `prepare`. The rest is written before it is read.
+// Class sums [C, D+2] (S | n | q; S and q in fixed point), then the counts of the targets, flags and the ticket; all
+// zeroed by `prepare`. The rest is written before it is read.
 template <typename A>
 struct Workspace {
   long long* sums;           // [C, D+2]
@@ -54,20 +54,31 @@ __host__ __device__ inline Workspace<A> workspace(const ObjectiveArgs& args, siz
 template <typename A>
 __device__ __forceinline__ A element(Tensor t, int64_t i) {
   switch (t.type) {
-    case Type::kFloat16: return Convert<__half, A>::widen(static_cast<const __half*>(t.data)[i]);
-    case Type::kBFloat16: return Convert<__nv_bfloat16, A>::widen(static_cast<const __nv_bfloat16*>(t.data)[i]);
-    case Type::kFloat64: return A(static_cast<const double*>(t.data)[i]);
-    default: return A(static_cast<const float*>(t.data)[i]);
+    case Type::kFloat16:
+      return Convert<__half, A>::widen(static_cast<const __half*>(t.data)[i]);
+    case Type::kBFloat16:
+      return Convert<__nv_bfloat16, A>::widen(static_cast<const __nv_bfloat16*>(t.data)[i]);
+    case Type::kFloat64:
+      return A(static_cast<const double*>(t.data)[i]);
+    default:
+      return A(static_cast<const float*>(t.data)[i]);
   }
 }
 
 template <typename A>
 __device__ __forceinline__ void set_element(Tensor t, int64_t i, A value) {
   switch (t.type) {
-    case Type::kFloat16: static_cast<__half*>(t.data)[i] = Convert<__half, A>::narrow(value); break;
-    case Type::kBFloat16: static_cast<__nv_bfloat16*>(t.data)[i] = Convert<__nv_bfloat16, A>::narrow(value); break;
-    case Type::kFloat64: static_cast<double*>(t.data)[i] = double(value); break;
-    default: static_cast<float*>(t.data)[i] = float(value);
+    case Type::kFloat16:
+      static_cast<__half*>(t.data)[i] = Convert<__half, A>::narrow(value);
+      break;
+    case Type::kBFloat16:
+      static_cast<__nv_bfloat16*>(t.data)[i] = Convert<__nv_bfloat16, A>::narrow(value);
+      break;
+    case Type::kFloat64:
+      static_cast<double*>(t.data)[i] = double(value);
+      break;
+    default:
+      static_cast<float*>(t.data)[i] = float(value);
   }
 }
 

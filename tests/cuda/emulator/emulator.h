@@ -1,17 +1,17 @@
 // Runs CUDA kernels on the CPU, so that their logic is tested on machines without a GPU. Compile a .cu file with
 //   g++ -std=c++17 -O1 -x c++ -include emulator.h kernel.cu
-// Every thread of a block (of all blocks of a cluster) is a fiber; blocks and clusters run one after the other. Barriers,
-// shuffles and votes are real: a fiber waits until the others have arrived. The order in which fibers run is shuffled by
-// a seed, and shared memory starts as NaN, so a missing barrier or an unwritten value shows as a changed result. What a
-// GPU would hang on (a barrier that not all threads reach) or write beyond (shared memory) aborts with a message.
-// Not emulated: the memory model (fences do nothing), alignment of vector accesses, time.
+// Every thread of a block (of all blocks of a cluster) is a fiber; blocks and clusters run one after the other.
+// Barriers, shuffles and votes are real: a fiber waits until the others have arrived. The order in which fibers run is
+// shuffled by a seed, and shared memory starts as NaN, so a missing barrier or an unwritten value shows as a changed
+// result. What a GPU would hang on (a barrier that not all threads reach) or write beyond (shared memory) aborts with a
+// message. Not emulated: the memory model (fences do nothing), alignment of vector accesses, time.
 #pragma once
+#include <math.h>
 #include <setjmp.h>
 #include <sys/mman.h>
 #include <ucontext.h>
 
 #include <algorithm>
-#include <math.h>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -30,19 +30,42 @@
 #define __grid_constant__
 #define NGD_EMULATED 1
 
-struct uint3 { unsigned x, y, z; };
-struct dim3 { unsigned x = 1, y = 1, z = 1; dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {} };
-struct alignas(16) float4 { float x, y, z, w; };
-struct alignas(16) uint4 { unsigned x, y, z, w; };
-struct alignas(8) uint2 { unsigned x, y; };
+struct uint3 {
+  unsigned x, y, z;
+};
+struct dim3 {
+  unsigned x = 1, y = 1, z = 1;
+  dim3(unsigned a = 1, unsigned b = 1, unsigned c = 1) : x(a), y(b), z(c) {}
+};
+struct alignas(16) float4 {
+  float x, y, z, w;
+};
+struct alignas(16) uint4 {
+  unsigned x, y, z, w;
+};
+struct alignas(8) uint2 {
+  unsigned x, y;
+};
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // ---- the two half types, as bits with conversions that round to nearest even -------------------------------------
-struct __nv_bfloat16 { uint16_t bits; };
-struct __half { uint16_t bits; };
-inline uint32_t float_bits(float v) { uint32_t b; memcpy(&b, &v, 4); return b; }
-inline float bits_float(uint32_t b) { float v; memcpy(&v, &b, 4); return v; }
+struct __nv_bfloat16 {
+  uint16_t bits;
+};
+struct __half {
+  uint16_t bits;
+};
+inline uint32_t float_bits(float v) {
+  uint32_t b;
+  memcpy(&b, &v, 4);
+  return b;
+}
+inline float bits_float(uint32_t b) {
+  float v;
+  memcpy(&v, &b, 4);
+  return v;
+}
 inline float __bfloat162float(__nv_bfloat16 v) { return bits_float(uint32_t(v.bits) << 16); }
 inline __nv_bfloat16 __float2bfloat16_rn(float v) {
   uint32_t b = float_bits(v);
@@ -79,11 +102,20 @@ struct Barrier {
     if (++arrived == expected) release();
     return mine;
   }
-  void leave() { --expected; if (expected > 0 && arrived == expected) release(); }
-  void release() { arrived = 0; ++generation; }
+  void leave() {
+    --expected;
+    if (expected > 0 && arrived == expected) release();
+  }
+  void release() {
+    arrived = 0;
+    ++generation;
+  }
 };
 
-struct Warp { Barrier barrier; uint64_t slots[2][32]; };
+struct Warp {
+  Barrier barrier;
+  uint64_t slots[2][32];
+};
 
 struct Block {
   uint3 index;
@@ -94,7 +126,10 @@ struct Block {
   std::vector<unsigned char> shared;
 };
 
-struct Cluster { Barrier barrier; std::vector<std::unique_ptr<Block>> blocks; };
+struct Cluster {
+  Barrier barrier;
+  std::vector<std::unique_ptr<Block>> blocks;
+};
 
 struct Fiber {
   uint3 thread;
@@ -143,7 +178,8 @@ inline void entry() {
 
 constexpr size_t kStack = 128 * 1024, kCanary = 256;
 
-inline void run_cluster(unsigned first, unsigned size, unsigned threads, size_t shared, char* stacks, std::mt19937& random) {
+inline void run_cluster(unsigned first, unsigned size, unsigned threads, size_t shared, char* stacks,
+                        std::mt19937& random) {
   Cluster own;
   cluster = &own;
   own.barrier.expected = int(size * threads);
@@ -219,11 +255,19 @@ T take(const uint64_t* slots, int lane) {
 #define threadIdx (emulator::current->thread)
 #define blockIdx (emulator::current->block->index)
 
-inline void __syncthreads() { auto& b = emulator::current->block->barrier; emulator::wait(b, b.arrive()); }
-inline void __syncwarp(unsigned = ~0u) { auto& b = emulator::current->warp->barrier; emulator::wait(b, b.arrive()); }
+inline void __syncthreads() {
+  auto& b = emulator::current->block->barrier;
+  emulator::wait(b, b.arrive());
+}
+inline void __syncwarp(unsigned = ~0u) {
+  auto& b = emulator::current->warp->barrier;
+  emulator::wait(b, b.arrive());
+}
 inline void __threadfence() {}
 template <typename T>
-T __shfl_sync(unsigned, T value, int lane) { return emulator::take<T>(emulator::exchange(value), lane & 31); }
+T __shfl_sync(unsigned, T value, int lane) {
+  return emulator::take<T>(emulator::exchange(value), lane & 31);
+}
 template <typename T>
 T __shfl_xor_sync(unsigned, T value, int mask) {
   int lane = emulator::current->lane;
@@ -235,9 +279,22 @@ inline unsigned __ballot_sync(unsigned, int predicate) {
   for (int lane = 0; lane < 32; ++lane) votes |= unsigned(slots[lane]) << lane;
   return votes;
 }
-template <typename T> T atomicAdd(T* at, T value) { T old = *at; *at = old + value; return old; }
-template <typename T> T atomicOr(T* at, T value) { T old = *at; *at = old | value; return old; }
-template <typename T> T __ldcg(const T* at) { return *at; }
+template <typename T>
+T atomicAdd(T* at, T value) {
+  T old = *at;
+  *at = old + value;
+  return old;
+}
+template <typename T>
+T atomicOr(T* at, T value) {
+  T old = *at;
+  *at = old | value;
+  return old;
+}
+template <typename T>
+T __ldcg(const T* at) {
+  return *at;
+}
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
 inline long long __double2ll_rn(double v) { return std::llrint(v); }
@@ -277,77 +334,28 @@ void emulate_mma(float (&acc)[4], const uint32_t* a, const uint32_t* b, float (*
     int row = group + 8 * (i / 2), column = 2 * member + i % 2;
     for (int k = 0; k < kDepth; ++k) {
       int lane = k % 8 / 2;
-      acc[i] += element(row / 8 + 2 * (k / 8), row % 8 * 4 + lane, k % 2) * element(kA + k / 8, column * 4 + lane, k % 2);
+      acc[i] +=
+          element(row / 8 + 2 * (k / 8), row % 8 * 4 + lane, k % 2) * element(kA + k / 8, column * 4 + lane, k % 2);
     }
   }
 }
-template <typename T> float emulate_widen(T v);
-template <> inline float emulate_widen(__half v) { return __half2float(v); }
-template <> inline float emulate_widen(__nv_bfloat16 v) { return __bfloat162float(v); }
 template <typename T>
-void mma_16x8x16(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) { emulate_mma<T, 16>(acc, a, b, emulate_widen<T>); }
+float emulate_widen(T v);
+template <>
+inline float emulate_widen(__half v) {
+  return __half2float(v);
+}
+template <>
+inline float emulate_widen(__nv_bfloat16 v) {
+  return __bfloat162float(v);
+}
 template <typename T>
-void mma_16x8x8(float (&acc)[4], const uint32_t (&a)[2], uint32_t b) { emulate_mma<T, 8>(acc, a, &b, emulate_widen<T>); }
+void mma_16x8x16(float (&acc)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
+  emulate_mma<T, 16>(acc, a, b, emulate_widen<T>);
+}
+template <typename T>
+void mma_16x8x8(float (&acc)[4], const uint32_t (&a)[2], uint32_t b) {
+  emulate_mma<T, 8>(acc, a, &b, emulate_widen<T>);
+}
 
-// ---- the runtime calls of the launch functions ------------------------------------------------------------------
-using cudaStream_t = void*;
-using cudaError_t = int;
-enum { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
-enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributeNonPortableClusterSizeAllowed };
-enum cudaDeviceAttr {
-  cudaDevAttrMultiProcessorCount, cudaDevAttrComputeCapabilityMajor, cudaDevAttrMaxSharedMemoryPerBlockOptin
-};
-enum cudaLaunchAttributeID { cudaLaunchAttributeClusterDimension, cudaLaunchAttributeProgrammaticStreamSerialization };
-struct cudaLaunchAttributeValue { uint3 clusterDim; int programmaticStreamSerializationAllowed; };
-struct cudaLaunchAttribute { cudaLaunchAttributeID id; cudaLaunchAttributeValue val; };
-struct cudaLaunchConfig_t {
-  dim3 gridDim, blockDim;
-  size_t dynamicSmemBytes = 0;
-  cudaStream_t stream = nullptr;
-  cudaLaunchAttribute* attrs = nullptr;
-  unsigned numAttrs = 0;
-};
-inline cudaError_t cudaGetDevice(int* device) { *device = 0; return cudaSuccess; }
-inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int) {
-  *value = which == cudaDevAttrMultiProcessorCount      ? emulator::machine.multiprocessors
-           : which == cudaDevAttrComputeCapabilityMajor ? emulator::machine.capability / 10
-                                                        : emulator::machine.max_shared;
-  return cudaSuccess;
-}
-template <typename... P>
-cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) { return cudaSuccess; }
-template <typename... P>
-cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*)(P...), const cudaLaunchConfig_t* config) {
-  *count = config->attrs[0].val.clusterDim.x <= unsigned(emulator::machine.max_cluster);
-  return cudaSuccess;
-}
-template <typename... P>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, void (*)(P...), int, size_t shared) {
-  *count = shared <= size_t(emulator::machine.max_shared);
-  return cudaSuccess;
-}
-template <typename... P, typename... A>
-cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
-  unsigned size = 1;
-  for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) size = config->attrs[i].val.clusterDim.x;
-  unsigned blocks = config->gridDim.x * config->gridDim.y * config->gridDim.z, threads = config->blockDim.x;
-  if (!blocks || blocks % size || threads > 1024 || config->dynamicSmemBytes > size_t(emulator::machine.max_shared))
-    return cudaErrorInvalidValue;
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
-  emulator::body = [&] { kernel(arguments...); };
-  size_t bytes = size_t(size) * threads * emulator::kStack;
-  void* stacks = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stacks == MAP_FAILED) emulator::fail("no memory for the fibers' stacks");
-  std::mt19937 random(emulator::machine.seed);
-  std::vector<unsigned> order(blocks / size);
-  for (unsigned i = 0; i < order.size(); ++i) order[i] = i * size;
-  if (emulator::machine.seed) std::shuffle(order.begin(), order.end(), random);
-  for (unsigned first : order)
-    emulator::run_cluster(first, size, threads, config->dynamicSmemBytes, static_cast<char*>(stacks), random);
-  munmap(stacks, bytes);
-  emulator::current = nullptr;
-  return cudaSuccess;
-}
+#include "runtime.h"  // what it calls is above
