@@ -43,7 +43,7 @@ def make_step(
     labels = torch.randint(0, 8, (batch,), generator=rng)
     images = torch.randn(batch, 3, image_size, image_size, generator=rng)
     inputs = Batch(
-        images=images.to(device, config_dtype(device)).contiguous(memory_format=torch.channels_last),
+        images=images.to(device, _image_dtype(device)).contiguous(memory_format=torch.channels_last),
         target_dist=torch.nn.functional.one_hot(labels, 8).float().to(device),
         labels=labels.to(device),
         index=torch.arange(batch, device=device),
@@ -69,7 +69,7 @@ def make_step(
     return lambda: runner([inputs])
 
 
-def config_dtype(device: torch.device) -> torch.dtype:
+def _image_dtype(device: torch.device) -> torch.dtype:
     return torch.bfloat16 if device.type == "cuda" else torch.float32
 
 

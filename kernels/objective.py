@@ -1,8 +1,7 @@
 """The whole objective in Triton: values and all gradients in three launches, or in one for small batches.
 
 1. ``sums_kernel``: every program reads its share of the features once and leaves partial class sums; further programs
-   normalise the prototypes. Not needed by D-Geo alone: cross entropy's divisor, the sum of the targets' weights, comes
-   from here too.
+   normalise the prototypes. Cross entropy's divisor, the sum of the targets' weights, comes from here too.
 2. ``classes_kernel``: adds the partial sums; the program that ends last turns them into D-Geo's terms and into one
    vector and one scalar for each class, from which the gradient of every row follows.
 3. ``rows_kernel``: reads the features again and writes their gradient, once; the program that ends last adds the
@@ -125,9 +124,7 @@ def _multiprocessors(device: torch.device) -> int:
 
 @functools.lru_cache(maxsize=1024)
 def plan(B: int, C: int, D: int, K: int, half: bool, multiprocessors: int) -> dict:
-    """Block sizes and grids for a shape, chosen so that no more than a few registers spill on sm_80 and sm_90
-    (tests/kernels compiles
-    them).
+    """Block sizes and grids for a shape; no more than a few registers spill on sm_80 and sm_90 (tests/kernels looks).
 
     The plan fixes the order in which sums are added: same plan, same bits.
     """
@@ -157,8 +154,7 @@ def plan(B: int, C: int, D: int, K: int, half: bool, multiprocessors: int) -> di
 
 
 def _rows(tensor):
-    """``tensor`` with neighbouring columns side by side; the stride of rows is free, so broadcast rows are not
-    copied."""
+    """``tensor`` with neighbouring columns side by side. The stride of rows is free: broadcast rows are not copied."""
     return tensor if tensor is None or tensor.shape[-1] <= 1 or tensor.stride(-1) == 1 else tensor.contiguous()
 
 
@@ -212,13 +208,9 @@ def objective_fwd(
     has_kd = logits is not None and teacher_logits is not None
     has_proto = features is not None and prototypes is not None
     has_geo = features is not None and labels is not None
-    features, logits, teacher_logits, prototypes = (
-        _rows(features),
-        _rows(logits),
-        _rows(teacher_logits),
-        _rows(prototypes),
+    features, logits, teacher_logits, prototypes, target, labels, prior, class_weight = map(
+        _rows, (features, logits, teacher_logits, prototypes, target, labels, prior, class_weight)
     )
-    target, labels, prior, class_weight = _rows(target), _rows(labels), _rows(prior), _rows(class_weight)
     # Kernels without features still want a tensor for the type of the rows.
     first = features if features is not None else logits
     device, B, C = first.device, first.shape[0], num_classes
@@ -321,25 +313,10 @@ def geo_sums(features, labels, num_classes: int):
     workspace_ = torch.empty(workspace_size(C, D, 1, p["programs"], p["partials"]), dtype=torch.float32, device=device)
     with _on(device):
         _launch_sums(p, features, labels, None, None, None, workspace_, C, D, 1, True, False, False)
+        no_stage = (0.0,) * 6
         _launch_classes(
-            p,
-            features.dtype,
-            sums,
-            workspace_,
-            None,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            0.0,
-            C,
-            D,
-            1,
-            0,
-            reduce=True,
-            stage=False,
-        )
+            p, features.dtype, sums, workspace_, None, *no_stage, C, D, 1, 0, reduce=True, stage=False
+        )  # fmt: skip
     return sums
 
 

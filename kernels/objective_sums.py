@@ -56,8 +56,7 @@ def workspace_size(C: int, D: int, K: int, programs: int, partials: int) -> int:
 
 @triton.jit
 def split(value, DTYPE: tl.constexpr):
-    """``value`` as a sum of two numbers of a half type: tensor cores then multiply with 16 to 22 bits instead of 8 to
-    11."""
+    """``value`` as a sum of two numbers of a half type: 16 to 22 bits for the tensor cores instead of 8 to 11."""
     high = value.to(DTYPE)
     low = (value - high.to(tl.float32)).to(DTYPE)
     return high, low
@@ -102,8 +101,7 @@ def normalise_prototypes(
     ROWS: tl.constexpr,
     HALF: tl.constexpr,
 ):
-    """L2-normalise prototypes ``start`` to ``start + ROWS`` to [K, D]; for half types as high and low parts [2, K,
-    D]."""
+    """L2-normalise ROWS prototypes from ``start`` on to [K, D]; for half types to high and low parts [2, K, D]."""
     k = start + tl.arange(0, ROWS)
     in_bank = k < K
     square_sum = tl.zeros([ROWS], tl.float32)
