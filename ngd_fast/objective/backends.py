@@ -1,6 +1,7 @@
 """Which backends are there, why one is not, and which one a call takes.
 
-The extensions are tried once, when this module is imported; Triton only when it is asked for, because importing it is slow.
+The extensions are tried once, when this module is imported; Triton only when it is asked for, because importing it
+is slow.
 """
 
 import functools
@@ -50,7 +51,7 @@ def _load_cuda(why_not_cpu: str) -> str:
     info = importlib.import_module("ngd_fast._build_info")
     if info.WHY_NO_CUDA:
         return f"not built: {info.WHY_NO_CUDA}"
-    if info.CUDA_VERSION != torch.version.cuda:
+    if torch.version.cuda != info.CUDA_VERSION:
         return f"built for CUDA {info.CUDA_VERSION}, but the running PyTorch is for CUDA {torch.version.cuda}"
     try:
         importlib.import_module("ngd_fast._C_cuda")

@@ -1,4 +1,5 @@
-"""The public functions of the objective. Every argument is checked here, once for all backends; values on the device are not.
+"""The public functions of the objective. Every argument is checked here, once for all backends; but not the values
+that lie on a device.
 
 ``backend`` names who computes: "reference" (plain PyTorch), "cpu" (C++), "triton", "cuda", or None for the fastest that
 fits the tensors. A named backend that is not there, or cannot do what is asked, raises RuntimeError with the reason.
@@ -12,11 +13,12 @@ from torch import Tensor
 
 from ngd_fast.objective import backends, checks, ops, reference
 
-#: sigma2_c of unit vectors lies in [0, 1] and is 1 minus the mean cosine between two rows of the class. 0.2 asks for a mean
-#: cosine of 0.8, about 37 degrees between two rows; a class tighter than that is left alone.
+#: sigma2_c of unit vectors lies in [0, 1] and is 1 minus the mean cosine between two rows of the class. 0.2 asks for a
+#: mean cosine of 0.8, about 37 degrees between two rows; a class tighter than that is left alone.
 VAR_CAP = 0.2
-#: Means of unit vectors are at most 2 apart. For two classes just as tight as VAR_CAP asks, 0.5 asks that rows of different
-#: classes have a mean cosine 0.125 below that of rows of one class: it acts on classes that CE leaves confused, no others.
+#: Means of unit vectors are at most 2 apart. For two classes just as tight as VAR_CAP asks, 0.5 asks that rows of
+#: different classes have a mean cosine 0.125 below that of rows of one class: it acts on classes that CE leaves
+#: confused, and on no others.
 MARGIN = 0.5
 
 
@@ -60,39 +62,41 @@ def ngd_objective(
     group=None,
     backend: str | None = None,
 ) -> ObjectiveOutput:
-    """NeuroGaze-Distill's objective (arXiv 2509.11916, section 4.3, Algorithm 2): values and, through autograd, gradients.
+    """NeuroGaze-Distill's objective (arXiv 2509.11916, section 4.3, Algorithm 2): values and, by autograd, gradients.
 
         total = CE + kd_weight KD + proto_weight Proto-KD + geo_weight (var_weight var + margin_weight margin)
 
     Args:
-        features: [B, D], L2-normalised inside: any positive scale of a row gives the same loss. A zero row is allowed and
-            gets gradient 0. May be None where Proto-KD and D-Geo are both off.
+        features: [B, D], L2-normalised inside: any positive scale of a row gives the same loss. A zero row is
+            allowed and gets gradient 0. May be None where Proto-KD and D-Geo are both off.
         logits: [B, C]. -inf is allowed where the target's probability is 0.
-        target: [B] int64 class indices (-100: no target, as in F.cross_entropy), or a distribution [B, C] with rows that
-            sum to 1. CE is ``F.cross_entropy(logits, target, weight=class_weight, label_smoothing=label_smoothing)``, but
-            a class of target probability 0 and logit -inf adds 0, not NaN.
+        target: [B] int64 class indices (-100: no target, as in F.cross_entropy), or a distribution [B, C] with rows
+            that sum to 1. CE is ``F.cross_entropy(logits, target, weight=class_weight,
+            label_smoothing=label_smoothing)``, but a class of target probability 0 and logit -inf adds 0, not NaN.
         prototypes: [K, D], normalised inside. None switches Proto-KD off.
         prior: [K], or [B, K] for a prior of each row; not negative, rows sum to 1.
         labels: [B] int64 classes for D-Geo; -1 (or -100) leaves a row out. Default: ``target``, or its argmax.
         teacher_logits: [B, C]. None switches KD off.
         class_weight: [C], weights of CE.
         label_smoothing: in [0, 1], over classes.
-        kd_weight, kd_temperature, kd_mode, kd_scale_by_t2: with T the temperature, "mse" is the mean over rows and classes
-            of ((z - z_teacher)/T)^2, "kl" the mean over rows of KL(softmax(z_teacher/T) || softmax(z/T)). The factor T^2
-            is a switch, off as in Algorithm 2.
+        kd_weight, kd_temperature, kd_mode, kd_scale_by_t2: with T the temperature, "mse" is the mean over rows and
+            classes of ((z - z_teacher)/T)^2, "kl" the mean over rows of KL(softmax(z_teacher/T) || softmax(z/T)). The
+            factor T^2 is a switch, off as in Algorithm 2.
         proto_weight, proto_temperature: mean over rows of KL(prior || softmax(cos(f, p_k)/temperature)).
         geo_weight: a number, or a 0-dim tensor on the features' device, so that a captured graph follows the ramp. None
             switches D-Geo off.
-        var_cap, var_weight, high_valence: var = sum over the classes ``high_valence`` of max(0, sigma2_c - var_cap), with
-            sigma2_c the mean squared distance to the class mean. Default classes: happiness and surprise.
+        var_cap, var_weight, high_valence: var = sum over the classes ``high_valence`` of max(0, sigma2_c - var_cap),
+            with sigma2_c the mean squared distance to the class mean. Default classes: happiness and surprise.
         margin, margin_weight: sum over ordered pairs of different classes present of max(0, margin - ||mu_c - mu_c'||).
-        group: a torch.distributed process group, or True for the default one: D-Geo's class means are those of the global
-            batch, and its gradient is multiplied by the world size, so that DDP's averaging gives the global gradient.
-        backend: see the module. With None, what no fused backend does (a gradient by anything but features and logits, a
-            shape beyond its limits) goes to the reference.
+        group: a torch.distributed process group, or True for the default one: D-Geo's class means are those of the
+            global batch, and its gradient is multiplied by the world size, so that DDP's averaging gives the global
+            gradient.
+        backend: see the module. With None, what no fused backend does (a gradient by anything but features and logits,
+            a shape beyond its limits) goes to the reference.
 
-    dtypes: float32, bfloat16, float16 or float64, each tensor its own; computed in float32, or in float64 where features or
-    logits are. Autocast changes nothing. Gradients have the dtype of their tensor. Inputs are never written.
+    dtypes: float32, bfloat16, float16 or float64, each tensor its own; computed in float32, or in float64 where
+    features or logits are. Autocast changes nothing. Gradients have the dtype of their tensor. Inputs are never
+    written.
 
     B = 0 gives NaN for CE, KD, Proto-KD and total, as F.cross_entropy does, and 0 for D-Geo.
 
@@ -171,7 +175,7 @@ def ngd_objective(
 def proto_kd(
     features: Tensor, prototypes: Tensor, prior: Tensor, *, temperature: float = 0.90, backend: str | None = None
 ) -> Tensor:
-    """Proto-KD alone (section 4.3): mean over rows of KL(prior || softmax(cos(f, p_k)/temperature)), 0-dim, differentiable.
+    """Proto-KD alone (section 4.3): mean over rows of KL(prior || softmax(cos(f, p_k)/temperature)), 0-dim.
 
     features [B, D], prototypes [K, D], prior [K] or [B, K]; dtypes, backends and errors as in ``ngd_objective``.
     """

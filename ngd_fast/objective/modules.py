@@ -87,8 +87,9 @@ class NGDObjective(nn.Module):
     ) -> ObjectiveOutput:
         """The objective of one batch.
 
-        ramp: factor on ``geo_weight`` (``schedule.Ramp``): a number, or a 0-dim tensor on the device that a captured graph
-        reads anew at each replay. prior: [B, K], instead of the bank's. The others as in ``functional.ngd_objective``.
+        ramp: factor on ``geo_weight`` (``schedule.Ramp``): a number, or a 0-dim tensor on the device that a captured
+        graph reads anew at each replay. prior: [B, K], instead of the bank's. The others as in
+        ``functional.ngd_objective``.
         """
         return functional.ngd_objective(
             features,

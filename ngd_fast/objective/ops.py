@@ -1,8 +1,8 @@
 """The fused operators: ``torch.ops.ngd_fast.objective_fwd`` and ``geo_sums`` (C++ and CUDA), ``objective_fwd_triton``.
 
-``objective_fwd`` returns terms and gradients in one pass. ``ngd_fast::objective``, written in C++ (csrc/cpu/autograd.cpp), is
-what has a gradient: its backward scales what ``objective_fwd`` left. This module adds what only Python can: the
-shapes for torch.compile, and the class sums of a global batch.
+``objective_fwd`` returns terms and gradients in one pass. ``ngd_fast::objective``, written in C++
+(csrc/cpu/autograd.cpp), is what has a gradient: its backward scales what ``objective_fwd`` left. This module adds what
+only Python can: the shapes for torch.compile, and the class sums of a global batch.
 """
 
 import torch
@@ -72,7 +72,7 @@ def objective(
 ) -> tuple[Tensor, Tensor]:
     """(total, terms [6]) by a fused backend; total is differentiable by features and logits.
 
-    ``settings``: label_smoothing to margin_weight as in the operator's schema, without geo_weight_value; then the group.
+    ``settings``: label_smoothing to margin_weight as in the operator's schema, without geo_weight_value; then group.
     """
     *settings, var_cap, margin, var_weight, margin_weight, group = settings
     if backend == "triton":

@@ -204,8 +204,11 @@ def objective(
     margin_weight: float,
     group=None,
 ) -> Terms:
-    """All terms. What is None switches its term off: logits CE and KD, teacher_logits KD, prototypes Proto-KD, labels or
-    geo_weight D-Geo; a term that is off is 0. Arguments as in ``functional.ngd_objective``."""
+    """All terms; arguments as in ``functional.ngd_objective``.
+
+    What is None switches its term off: logits CE and KD, teacher_logits KD, prototypes Proto-KD, labels or geo_weight
+    D-Geo. A term that is off is 0.
+    """
     dtype = accumulate_dtype(features, logits)
     device = (features if features is not None else logits).device
     with torch.autocast(device.type, enabled=False):

@@ -9,14 +9,16 @@ Kind = Literal["late_cosine", "linear", "constant"]
 
 @dataclass(frozen=True)
 class Ramp:
-    """Factor in [0, 1] on a weight, as a function of the epoch (section 4.3; the authors' knobs ``d_geo.schedule, start,
-    end, hard_gate``).
+    """Factor in [0, 1] on a weight, as a function of the epoch (section 4.3).
+
+    The authors' knobs ``d_geo.schedule, start, end, hard_gate``.
 
     ``late_cosine``: 0 up to epoch ``start``, (1 - cos(pi t))/2 with t = (epoch - start)/(end - start) between, 1 from
-    ``end`` on. ``linear``: t between. ``constant``: 1 at every epoch. An epoch may be fractional (epoch + step / steps).
+    ``end`` on. ``linear``: t between. ``constant``: 1 at every epoch. Epochs may be fractions.
 
     ``hard_gate``: the authors name this knob without defining it. Here a factor below it counts as 0, so that the term
-    stays off altogether instead of acting with a tiny weight, and sets in at that factor; 0 (the default) switches it off.
+    stays off altogether instead of acting with a tiny weight, and sets in at that factor; 0, the default, switches
+    the gate off.
 
     >>> Ramp()(40)
     0.5

@@ -9,9 +9,9 @@ from ngd_fast.objective.ops import fake_geo_sums, fake_objective_fwd
 _SCHEMA = (
     "(Tensor? features, Tensor? logits, Tensor? target, Tensor? prototypes, Tensor? prior, Tensor? labels, "
     "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "
-    "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, bool kd_scale_by_t2, "
-    "float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, float margin, float var_weight, "
-    "float margin_weight, float geo_grad_scale, bool want_features_grad, bool want_logits_grad) "
+    "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, "
+    "bool kd_scale_by_t2, float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, "
+    "float margin, float var_weight, float margin_weight, float geo_grad_scale, bool want_features_grad, bool want_logits_grad) "
     "-> (Tensor terms, Tensor grad_features, Tensor grad_logits)"
 )
 
@@ -30,7 +30,7 @@ geo_sums.register_fake(fake_geo_sums)
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:
-    # Real tensors are ours alone and are scaled where they lie; under torch.compile the product is fused into what follows.
+    # Real tensors are ours alone and are scaled where they lie; torch.compile fuses the product into what follows.
     if type(gradient) is Tensor:
         return kernels.scale_(gradient, factor)
     return (gradient * factor).to(gradient.dtype)

@@ -4,6 +4,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+
 from ngd_fast.objective import functional
 
 #: A GPU machine runs every case for its backends too.

@@ -3,6 +3,7 @@
 import cases
 import pytest
 import torch
+
 from ngd_fast.objective import backends, functional
 
 B, D, C, K = 6, 16, 4, 5

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import BACKENDS, device_of, make, mapped, relative, run
+
 from ngd_fast.objective import backends, functional
 
 pytestmark = pytest.mark.skipif(bool(backends.why_not("cpu")), reason=backends.why_not("cpu"))

@@ -4,6 +4,7 @@ import cases
 import pytest
 import torch
 from cases import BACKENDS, assert_close, device_of, make, mapped, relative, run, truth
+
 from ngd_fast.objective import backends, functional
 
 pytestmark = pytest.mark.skipif(bool(backends.why_not("cpu")), reason=backends.why_not("cpu"))

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 import cases
 import pytest
 import torch
+
 from ngd_fast import NGDObjective, functional
 from ngd_fast.objective.schedule import Ramp
 

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from cases import assert_close, make, relative, run, truth
+
 from ngd_fast.objective import backends
 
 hypothesis = pytest.importorskip("hypothesis")

@@ -4,6 +4,7 @@ import cases
 import pytest
 import torch
 import torch.nn.functional as F
+
 from ngd_fast.objective import functional, reference
 
 
