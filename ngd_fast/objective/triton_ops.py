@@ -11,8 +11,8 @@ _SCHEMA = (
     "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "
     "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, "
     "bool kd_scale_by_t2, float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, "
-    "float margin, float var_weight, float margin_weight, float geo_grad_scale, bool want_features_grad, bool want_logits_grad) "
-    "-> (Tensor terms, Tensor grad_features, Tensor grad_logits)"
+    "float margin, float var_weight, float margin_weight, float geo_grad_scale, bool want_features_grad, "
+    "bool want_logits_grad) -> (Tensor terms, Tensor grad_features, Tensor grad_logits)"
 )
 
 objective_fwd = torch.library.custom_op(
@@ -40,22 +40,25 @@ def _setup_context(ctx, inputs, output):
     _, grad_features, grad_logits = output
     ctx.mark_non_differentiable(grad_features, grad_logits)
     ctx.set_materialize_grads(False)
-    ctx.inputs = inputs
+    # Saved as autograd saves: it then notices a change of them, and a graph that has been freed.
+    ctx.save_for_backward(*inputs[:2])
+    ctx.others = inputs[2:]
     ctx.gradients = (grad_features, grad_logits)
 
 
 def _backward(ctx, grad_terms, *_):
     if torch.is_grad_enabled():
         raise RuntimeError(SECOND_DERIVATIVE)
+    inputs = (*ctx.saved_tensors, *ctx.others)
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:  # a second backward through a retained graph: the first one gave them away
-        gradients = objective_fwd(*ctx.inputs)[1:]
-    *_, want_features_grad, want_logits_grad = ctx.inputs
+        gradients = objective_fwd(*inputs)[1:]
+    *_, want_features_grad, want_logits_grad = inputs
     factor = grad_terms[0]
     return (
         _scaled(gradients[0], factor) if want_features_grad else None,
         _scaled(gradients[1], factor) if want_logits_grad else None,
-        *(None,) * (len(ctx.inputs) - 2),
+        *(None,) * (len(inputs) - 2),
     )
 
 
