@@ -197,6 +197,23 @@ def test_resume_after_an_end_at_any_step(finished, tmp_path, monkeypatch, step):
     assert verify(tmp_path / "run")[0].problems == []
 
 
+def test_resume_within_an_epoch_fed_by_dali(small_config, tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    config = small_config("B0", "feed.kind=dali", "train.checkpoint_every=2")
+
+    def kill():
+        raise Killed
+
+    train_student(config, tmp_path / "whole")
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10, kill)
+        with pytest.raises(Killed):
+            train_student(config, tmp_path / "parts")
+    assert final_state(tmp_path / "parts")["progress"]["step"] == 2
+    train_student(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 def command(config, out, tmp_path, *more):
     path = tmp_path / "config.yaml"
     path.write_text(dump_config(config))
