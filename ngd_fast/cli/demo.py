@@ -24,7 +24,7 @@ class Scale:
 
 
 _FULL = Scale(
-    dreamer={"subjects": 10, "clips": 12, "seconds": 16, "baseline_seconds": 6},
+    dreamer={"subjects": 10, "clips": 18, "seconds": 16, "baseline_seconds": 6},
     mahnob={"subjects": 3, "sessions": 6, "seconds": 12, "around_seconds": 4},
     faces={"train": 2400, "valid": 800, "test": 800},
     elsewhere=320,
@@ -72,7 +72,7 @@ def command(out, seed, device, small):
         *("--set", f"optimizer.epochs={scale.teacher_epochs}", "--set", f"seed={seed}"),
     )
     _run("prototypes", "build", "--teacher", teacher, "--maps", eeg / "dreamer_topomaps_all.npz", "--out", bank)
-    _run("prototypes", "show", bank, "--out", out / "viz")
+    _run("prototypes", "show", bank)
 
     _heading("4/6  The vision teacher, then the students B0 to B3")
     faces = ("--train", data / "ferplus_train.npz", "--valid", data / "ferplus_valid.npz", "--device", device)

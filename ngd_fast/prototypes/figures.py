@@ -16,11 +16,12 @@ def draw_coverage(path: str | Path, bank: PrototypeBank) -> None:
     figure, axes = new_figure(1, size=(5.0, 4.3))
     axis, grid = axes[0, 0], bank.grid
     cell = 2 / grid
-    image = axis.imshow(np.log10(bank.counts.T + 1), origin="lower", extent=(-1, 1, -1, 1), cmap="Blues")
+    shade = np.log10(bank.counts + 1)
+    image = axis.imshow(shade.T, origin="lower", extent=(-1, 1, -1, 1), cmap="Blues", vmin=0)
     for k, (i, j) in enumerate(np.ndindex(grid, grid)):
         x, y = bank.centers[i], bank.centers[j]
         if bank.counts[i, j]:
-            dark = bank.counts[i, j] > np.sqrt(bank.counts.max())
+            dark = shade[i, j] > 0.6 * shade.max()
             axis.text(x, y, bank.counts[i, j], ha="center", va="center", fontsize=7, color="white" if dark else "black")
             continue
         axis.add_patch(Rectangle((x - cell / 2, y - cell / 2), cell, cell, fill=False, hatch="///", ec="#94a3b8", lw=0))
