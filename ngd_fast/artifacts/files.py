@@ -91,10 +91,10 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise UserError(f"{path}: not an NPZ file, or a truncated one")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            if not isinstance(archive, np.lib.npyio.NpzFile):
-                raise UserError(f"{path}: not an NPZ archive")
             missing = [name for name in required if name not in archive.files]
             if missing:
                 raise UserError(f"{path}: lacks {', '.join(missing)} (has {', '.join(archive.files) or 'nothing'})")
