@@ -68,7 +68,6 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   let_next_kernel_start();
   Workspace<float> w = workspace<float>(args);
   int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-  const T* features = static_cast<const T*>(args.features.data);
   if (args.target) count_targets(args, w);
 
   float acc[kClasses][8] = {};
@@ -80,7 +79,8 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   auto fetch = [&](int base) {
 #pragma unroll
     for (int r = 0; r < kBatch; ++r)
-      if (base + r < rows) next[r] = load_eight(features + int64_t(base + r) * kDim + lane * 8);
+      if (base + r < rows)  // the pointer read again rather than kept: the registers are all taken
+        next[r] = load_eight(static_cast<const T*>(args.features.data) + (int64_t(base + r) * kDim + lane * 8));
     bool mine = lane < kBatch && base + lane < rows;
     next_label = mine ? class_of(args.labels[base + lane], args.classes) : -1;
   };

@@ -114,8 +114,8 @@ struct MmaShared {
   GeoShared geo;
   float class_scale[kClasses];  // the class vectors are stored divided by their largest element
   float prior[kPrototypes], log_prior[kPrototypes];
-  RowScales<float> scales;  // here, and each thread's sums too: the registers are all taken
-  RowTerms<float> terms[kMmaThreads];
+  RowScales<float> scales;  // here, and each thread's sum of Proto-KD too: the registers are all taken
+  float proto[kMmaThreads];
   float scratch[3 * kMmaThreads / 32];
 };
 
@@ -238,16 +238,6 @@ __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaS
   return warp_sum<4>(along);
 }
 
-// A call, so that what it needs is not mixed with the registers around it, which are all taken.
-__device__ __noinline__ RowTerms<float> logits_of_row(const ObjectiveArgs& args, int row,
-                                                      const RowScales<float>& scales, int* all_flags) {
-  RowTerms<float> terms{};
-  int flags = 0;
-  logits_row<float>(args, row, scales, terms, flags);
-  if (flags) atomicOr(all_flags, flags);
-  return terms;
-}
-
 template <typename T>
 __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant__ ObjectiveArgs args) {
   auto& s = *reinterpret_cast<MmaShared*>(shared_memory());
@@ -258,7 +248,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   class_vectors(args, w, s.geo, [](int i) { return i; });
   place_class_vectors<T>(args, s);
   if (threadIdx.x == 0) s.scales = row_scales<float>(args, [&](int c) { return w.target_counts[c]; });
-  s.terms[threadIdx.x] = RowTerms<float>{};
+  s.proto[threadIdx.x] = 0;
   __syncthreads();
 
   const T* features = static_cast<const T*>(args.features.data);
@@ -267,8 +257,6 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
     int base = own * kMmaRows;
     int flags = 0;
     RowTerms<float> terms{};
-    if (args.logits.data && lane < kMmaRows && base + lane < rows)
-      terms = logits_of_row(args, base + lane, s.scales, w.flags);
     uint4 x[2][kJ];
     int label[2];
 #pragma unroll
@@ -330,9 +318,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       along[h] += class_scale[h] * inverse[h] * warp_sum<4>(towards);
       one_hot[h] = pack<T>(low ? 1.0f : 0.0f, high ? 1.0f : 0.0f);
     }
-    s.terms[threadIdx.x].ce += terms.ce;
-    s.terms[threadIdx.x].kd += terms.kd;
-    s.terms[threadIdx.x].proto += terms.proto;
+    s.proto[threadIdx.x] += terms.proto;
     if (!args.grad_features.data) continue;
     float proto_slope = s.scales.proto_grad;
 
@@ -367,7 +353,16 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       }
     }
   }
-  finish_rows(args, w, s.geo, s.scales, s.terms[threadIdx.x], s.scratch);
+
+  // The logits in a loop of their own: in the one above they would take registers that it does not have. The warps
+  // that had the fewest tiles begin.
+  RowTerms<float> terms{0, 0, s.proto[threadIdx.x]};
+  int flags = 0, order = (kMmaThreads / 32 - 1 - int(threadIdx.x / 32)) * int(gridDim.x) + int(blockIdx.x);
+  if (args.logits.data)
+    for (int64_t row = int64_t(order) * 32 + lane; row < rows; row += int64_t(warps) * 32)
+      logits_row<float>(args, row, s.scales, terms, flags);
+  if (flags) atomicOr(w.flags, flags);
+  finish_rows(args, w, s.geo, s.scales, terms, s.scratch);
 }
 
 template <typename... P>

@@ -178,9 +178,9 @@ def test_halves_are_no_worse_than_plain_pytorch(emulator, dtype, machine, alone)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 100])  # around the tensor cores' 16 rows
-def test_halves_at_every_tile_edge(emulator, dtype, rows):
-    for machine in (SMALL, LARGE):
+@pytest.mark.parametrize("rows", [1, 15, 16, 17, 33, 100, 500])  # around the tensor cores' 16 rows; at 500, some warps
+def test_halves_at_every_tile_edge(emulator, dtype, rows):  # of a single block take more tiles and logits than others
+    for machine in (SMALL, {**LARGE, "multiprocessors": 1}):
         emulator.machine(**machine)
         case = make(rows, dtype=dtype, prior_rows=rows == 33)
         got, want = emulator.objective(**case), truth(case, {})
@@ -273,9 +273,10 @@ class TestEdges:
     @pytest.mark.parametrize(
         ("name", "value"), [("labels", 8), ("labels", -2), ("target", 8), ("target", -1), ("target", 2**40)]
     )
-    def test_index_out_of_range_is_nan_and_reads_nothing(self, emulator, machine, name, value):
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_index_out_of_range_is_nan_and_reads_nothing(self, emulator, machine, name, value, dtype):
         machine = dict(machine)
-        case = make(24, machine.pop("dim", 256))
+        case = make(24, machine.pop("dim", 256), dtype=dtype)
         case[name][7] = value
         emulator.machine(**machine)
         terms = emulator.objective(**case)[0]
