@@ -1,6 +1,7 @@
 """The ranks that torchrun starts; without it, one rank that needs no process group."""
 
 import datetime
+import gc
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -53,7 +54,11 @@ class Ranks:
             dist.barrier()
 
     def close(self) -> None:
+        """Leave the process group; networks wrapped in DDP must be out of use."""
         if self.world_size > 1 and dist.is_initialized():
+            # DDP must not be the last to hold the group: freeing it would then wait, with Python's lock, for gloo's
+            # threads, and these may need that lock to end.
+            gc.collect()
             dist.destroy_process_group()
 
 

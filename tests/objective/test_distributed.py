@@ -1,5 +1,6 @@
 """D-Geo over two real processes (gloo): the class sums are those of the global batch."""
 
+import gc
 import tempfile
 from pathlib import Path
 
@@ -36,7 +37,10 @@ def worker(rank, folder, backend):
     )
     out.backward()
     torch.save((out.detach(), layer.weight.grad), Path(folder) / f"{rank}.pt")
-    # gloo's threads drop their last Python tensors while this waits; at exit they would need the lock that we hold.
+    # DDP must not be the last to hold the group: freeing it would then wait, with Python's lock, for gloo's threads,
+    # and these may need that lock to end.
+    del ddp, out
+    gc.collect()
     dist.barrier()
     dist.destroy_process_group()
 
