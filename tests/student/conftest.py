@@ -16,8 +16,9 @@ from ngd_fast.student.step import StudentStep
 from ngd_fast.synthetic.faces import make_faces
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="session", autouse=True)
 def _one_thread():
+    """Bits depend on the number of threads: it must be the same in the fixtures that live long and in the tests."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
