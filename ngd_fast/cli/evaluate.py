@@ -59,7 +59,7 @@ def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, 
     if ckpt is None or len(sources) != 1:
         raise UserError("give --ckpt and one of --npz, --csv and --folder (or --predictions); --help shows all options")
     (source,) = sources
-    from ngd_fast.student.distributed import pick_device
+    from ngd_fast.devices import pick_device
     from ngd_fast.student.inference import predict
 
     student = Checkpoint.open(ckpt, image_size=img_size)

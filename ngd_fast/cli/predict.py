@@ -30,7 +30,7 @@ def command(inputs, ckpt, out, kind, image_root, img_size, batch_size, workers, 
     Each image is taken as one cropped face. Research use only: not for diagnosis, identification or surveillance.
     """
     kind = kind or _kind_of(out)
-    from ngd_fast.student.distributed import pick_device
+    from ngd_fast.devices import pick_device
     from ngd_fast.student.inference import predict
 
     student = Checkpoint.open(ckpt, image_size=img_size)

@@ -38,13 +38,13 @@ def _source(function):
 @click.option("--class-prior-width", type=click.FloatRange(0.2, 10), default=0.4, show_default=True)
 def build(teacher, maps, out, split, grid, fill_radius, class_prior, class_prior_width, device):
     """Average the teacher's features over a grid of the valence/arousal plane (the paper's Algorithm 1)."""
-    from ngd_fast.cli.teacher import resolve_device
+    from ngd_fast.devices import pick_device
     from ngd_fast.faces.classes import CLASS_NAMES
     from ngd_fast.prototypes.class_prior import class_conditional_prior
     from ngd_fast.prototypes.from_teacher import build_bank
 
     out = out or f"prototypes_{grid}x{grid}.npz"
-    bank = build_bank(teacher, maps, split=split, grid=grid, fill_radius=fill_radius, device=resolve_device(device))
+    bank = build_bank(teacher, maps, split=split, grid=grid, fill_radius=fill_radius, device=str(pick_device(device)))
     if class_prior:
         prior = class_conditional_prior(CLASS_NAMES, grid, width=class_prior_width)
         bank = bank.with_class_prior(
@@ -113,15 +113,15 @@ def verify(bank):
 def sweep(teacher, maps, split, smallest, largest, json_path, device):
     """Compare grid sizes: empty bins, those that the rating scale can never fill, and separation."""
     from ngd_fast.artifacts.files import write_json
-    from ngd_fast.cli.teacher import resolve_device
     from ngd_fast.console import print_table
+    from ngd_fast.devices import pick_device
     from ngd_fast.errors import UserError
     from ngd_fast.prototypes.analysis import sweep_grids
     from ngd_fast.prototypes.from_teacher import rated_features
 
     if largest < smallest:
         raise UserError(f"--largest {largest}: must not be below --smallest {smallest}")
-    features, ratings, _ = rated_features(teacher, maps, split=split, device=resolve_device(device))
+    features, ratings, _ = rated_features(teacher, maps, split=split, device=str(pick_device(device)))
     rows = sweep_grids(features, ratings, range(smallest, largest + 1))
     columns = ("bins", "empty", "unreachable", "smallest", "silhouette", "mean_cosine", "max_cosine", "order")
     table = [

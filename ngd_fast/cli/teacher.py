@@ -29,11 +29,12 @@ def _options(function: Callable) -> Callable:
 def train(maps, support, out, config_path, overrides, device, figures):
     """Train one teacher; some subjects are set aside to choose the epoch and, later, to build the prototypes."""
     from ngd_fast.config import load_config
+    from ngd_fast.devices import pick_device
     from ngd_fast.teacher.config import TeacherConfig
     from ngd_fast.teacher.run import run_training
 
     config = load_config(TeacherConfig, config_path, overrides)
-    device = resolve_device(device)
+    device = str(pick_device(device))
     metrics = run_training(maps, out, config, support_path=support, device=device, figures=figures)
     blocks = {"teacher": metrics["validation"], **metrics["baselines"]}
     _print_metrics(blocks, f"Validation subjects, {metrics['windows']['validation']} windows")
@@ -53,6 +54,7 @@ def train(maps, support, out, config_path, overrides, device, figures):
 def crossval(maps, support, folds, seeds, out, config_path, overrides, device, figures):
     """Train a teacher on every fold and seed; report CCC, Pearson and RMSE on subjects it has never seen."""
     from ngd_fast.config import load_config
+    from ngd_fast.devices import pick_device
     from ngd_fast.errors import UserError
     from ngd_fast.teacher.config import TeacherConfig
     from ngd_fast.teacher.crossval import run_crossval
@@ -71,28 +73,13 @@ def crossval(maps, support, folds, seeds, out, config_path, overrides, device, f
         folds=folds,
         seeds=seeds,
         support_path=support,
-        device=resolve_device(device),
+        device=str(pick_device(device)),
         figures=figures,
     )
     _print_folds(metrics)
     _print_metrics(metrics["pooled"], "All test windows at once")
     _print_summary(metrics["summary"], len(metrics["seeds"]))
     click.echo(out)
-
-
-def resolve_device(name: str) -> str:
-    """The device's name as torch takes it; UserError where this machine has none of that name."""
-    import torch
-
-    from ngd_fast.errors import UserError
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"--device {name}: not usable here ({str(error).splitlines()[0]})") from None
-    return name
 
 
 def _print_metrics(blocks: dict, title: str) -> None:

@@ -9,6 +9,7 @@ from pydantic import Field, model_validator
 
 from ngd_fast.config import Config
 from ngd_fast.console import progress, say
+from ngd_fast.devices import pick_device
 from ngd_fast.eeg.bandpower import PowerConfig, features_of_power, split_windows, window_power
 from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
 from ngd_fast.eeg.manifest import Topomaps
@@ -182,7 +183,7 @@ class _FeatureReader:
         self.picks = pick_channels(channels, config.exclude_channels)
         self.channels = [channels[i] for i in self.picks]
         self.mender = ChannelMender(self.channels, config)
-        self.device = _device(config.device)
+        self.device = str(pick_device(config.device))
 
     def features(self, trial: Trial) -> np.ndarray:
         """Features float64 [windows, channels, bands] of a trial; TrialFault where it has none."""
@@ -209,15 +210,3 @@ class _FeatureReader:
             cleaned = cleaned[:, -round(last_seconds * rate) :]
         starts = split_windows(cleaned.shape[1], rate, seconds, self.config.window_overlap)
         return window_power(cleaned, rate, starts, seconds, self.config.power, self.device)
-
-
-def _device(name: str) -> str:
-    import torch
-
-    if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device {name}: not usable here ({str(error).splitlines()[0]})") from None
-    return name

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed.rendezvous import rendezvous
 
-from ngd_fast.errors import UserError
+from ngd_fast.devices import pick_device
 
 
 @dataclass(frozen=True)
@@ -80,22 +80,3 @@ def join_ranks(device: str) -> tuple[Ranks, torch.device]:
         store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=timeout)
     return ranks, chosen
-
-
-def pick_device(device: str, local_rank: int | None = None) -> torch.device:
-    """ "auto", "cpu", "cuda" or "cuda:N" as a device that is there; ``local_rank`` chooses among GPUs."""
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        chosen = torch.device(device)
-    except RuntimeError:
-        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N") from None
-    if chosen.type not in ("cpu", "cuda"):
-        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N")
-    if chosen.type == "cpu":
-        return torch.device("cpu")
-    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    index = chosen.index if chosen.index is not None else (local_rank or 0)
-    if index >= count:
-        raise UserError(f"device {device}: PyTorch sees {count} GPUs; use --device cpu or a lower number")
-    return torch.device("cuda", index)

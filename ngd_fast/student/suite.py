@@ -7,13 +7,13 @@ from pathlib import Path
 
 from ngd_fast.artifacts.files import read_json
 from ngd_fast.console import print_table, say
+from ngd_fast.devices import pick_device
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.tables import ABLATION, ablation_table, write_tables
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.checkpoint import LAST_NAME, progress_of
 from ngd_fast.student.config import StudentConfig, load_student_config
-from ngd_fast.student.distributed import pick_device
 from ngd_fast.student.run import holds_finished_run, train_students, trains_alike
 
 SWEEPS = {

@@ -236,7 +236,7 @@ def test_settings_that_do_not_fit():
     for changes, message in (
         ({"exclude_channels": ("XX",)}, "no channel xx; there are AF3"),
         ({"exclude_channels": EMOTIV_CHANNELS[:11]}, "3 channels cannot be interpolated"),
-        ({"device": "cuda:99"}, "device cuda:99: not usable here"),
+        ({"device": "cuda:99"}, "device cuda:99: PyTorch sees"),
         ({"power": PowerConfig(bands={"high": (70, 90)})}, "band high"),
         ({"power": PowerConfig(segment_seconds=4)}, "longer than a window"),
         ({"cleaning": CleaningConfig(band_pass=(1, 70))}, "not below half the sampling rate"),

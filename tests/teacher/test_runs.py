@@ -133,7 +133,7 @@ def test_the_users_faults_are_said_in_a_line(maps, support, saved, tmp_path):
         (("train", "--maps", one), "needs at least 2 labelled subjects"),
         (("train", "--maps", saved[0], "--set", "optimizer.lrr=1"), "did you mean optimizer.lr"),
         (("train", "--maps", saved[0], "--set", "split.validation_subjects=[77]"), "no labelled window"),
-        (("train", "--maps", saved[0], "--device", "quantum"), "--device quantum"),
+        (("train", "--maps", saved[0], "--device", "quantum"), "device quantum: must be auto"),
         (("crossval", "--maps", saved[0], "--folds", "many"), "--folds many"),
         (("crossval", "--maps", saved[0], "--folds", "9"), "9 folds"),
         (("crossval", "--maps", saved[0], "--seeds", "a"), "--seeds a"),

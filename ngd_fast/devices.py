@@ -1,0 +1,27 @@
+"""The device that a user names."""
+
+import torch
+
+from ngd_fast.errors import UserError
+
+
+def pick_device(device: str, local_rank: int | None = None) -> torch.device:
+    """The device meant by "auto" (the GPU where there is one), "cpu", "cuda" or "cuda:N".
+
+    Raises UserError where there is no such device. ``local_rank`` chooses among several GPUs where no number was given.
+    """
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N") from None
+    if chosen.type not in ("cpu", "cuda"):
+        raise UserError(f"device {device}: must be auto, cpu, cuda or cuda:N")
+    if chosen.type == "cpu":
+        return torch.device("cpu")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    index = chosen.index if chosen.index is not None else (local_rank or 0)
+    if index >= count:
+        raise UserError(f"device {device}: PyTorch sees {count} GPUs; use --device cpu or a lower number")
+    return torch.device("cuda", index)
