@@ -92,7 +92,7 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if not zipfile.is_zipfile(path):
-        raise UserError(f"{path}: not an NPZ file, or a truncated one")
+        raise UserError(f"{path}: not an NPZ file; is it truncated?")
     try:
         with np.load(path, allow_pickle=False) as archive:
             missing = [name for name in required if name not in archive.files]
