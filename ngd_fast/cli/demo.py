@@ -24,7 +24,7 @@ class Scale:
 
 
 _FULL = Scale(
-    dreamer={"subjects": 10, "clips": 18, "seconds": 16, "baseline_seconds": 6},
+    dreamer={"subjects": 10, "clips": 12, "seconds": 16, "baseline_seconds": 6},
     mahnob={"subjects": 3, "sessions": 6, "seconds": 12, "around_seconds": 4},
     faces={"train": 2400, "valid": 800, "test": 800},
     elsewhere=320,
