@@ -241,7 +241,8 @@ def packaged_configs() -> list[str]:
 def find_config(name: str | Path) -> Path:
     """A file as it is, or the packaged configuration of that name. Raises UserError for neither."""
     path = Path(name)
-    if path.suffix in (".yaml", ".yml") or path.exists():
+    # a folder is no configuration: one named demo/B0 or B3 must not hide the packaged one
+    if path.suffix in (".yaml", ".yml") or path.is_file():
         return path
     packaged = Path(str(resources.files("ngd_fast.configs") / f"{name}.yaml"))
     if not packaged.is_file():

@@ -82,3 +82,9 @@ def test_differing_keys_leave_out_what_changes_no_weights():
     a = load_student_config("B0", ["data.train=a.npz", "train.log_every=5", "seed=1"]).model_dump()
     b = load_student_config("B0", ["data.train=b.npz", "train.log_every=6", "seed=2"]).model_dump()
     assert differing_keys(a, b) == ["seed"]
+
+
+def test_a_folder_does_not_hide_the_packaged_config_of_its_name(tmp_path, monkeypatch):
+    (tmp_path / "demo" / "B0").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path)
+    assert load_student_config("demo/B0").train.epochs == 12
