@@ -13,9 +13,9 @@ from ngd_fast.faces.feeds import Batch, Feed
 class ResidentFeed(Feed):
     """Pixels, labels, the epoch's order and the clock (epoch, step) lie in device memory.
 
-    A training step captured in a CUDA graph calls :meth:`capturable_step` inside the capture and trains on
-    ``static_batch``; before each epoch :meth:`begin_epoch` is called outside, and each replay makes the next batch.
-    Without a GPU the PyTorch twin of the kernel makes the same batches.
+    A training step captured in a CUDA graph calls :meth:`capturable_step` inside the capture; before each epoch
+    :meth:`begin_epoch` is called outside, and each replay makes the next batch. Without a GPU the PyTorch twin of the
+    kernel makes the same batches.
     """
 
     kind = "resident"
@@ -43,19 +43,10 @@ class ResidentFeed(Feed):
         self.clock = torch.zeros(2, dtype=torch.int64, device=self.device)
         """int64 [2]: the epoch, and the step whose batch is made next."""
         self._mean, self._std = (torch.tensor(value, device=self.device) for value in (self.mean, self.std))
-        self._static: Batch | None = None
-        # The twin's copy of what the kernel reads on the device.
-        self._host_epoch, self._host_step, self._host_order = 0, 0, np.empty(0, np.int64)
 
-    @property
-    def static_batch(self) -> Batch:
-        """The batch that :meth:`capturable_step` overwrites: its tensors stay where they are."""
-        if self._static is None:
-            self._static = self.empty_batch(self.batch_size)
-        return self._static
-
-    def empty_batch(self, count: int) -> Batch:
-        """Uninitialised tensors for a batch of ``count``."""
+    def empty_batch(self, count: int | None = None) -> Batch:
+        """Uninitialised tensors for a batch of ``count`` (default: ``batch_size``)."""
+        count = self.batch_size if count is None else count
         shape = (count, self.channels, self.image_size, self.image_size)
         images = torch.empty(shape, dtype=self.dtype, device=self.device, memory_format=torch.channels_last)
         dist = torch.empty(count, self.label_dist.shape[1], device=self.device)
@@ -63,22 +54,24 @@ class ResidentFeed(Feed):
         return Batch(images, dist, labels, index)
 
     def begin_epoch(self, epoch: int, start_step: int = 0) -> None:
-        """Set order and clock; must stand outside a capture. The copies are asynchronous, in the current stream."""
+        """Set order and clock; must stand outside a capture. The copies are asynchronous, in the current stream: steps
+        that were launched there before still see the former epoch.
+        """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step: must lie in [0, {self.steps_per_epoch}], is {start_step}")
-        self._host_epoch, self._host_step, self._host_order = epoch, start_step, self.order(epoch)
-        order, clock = torch.from_numpy(self._host_order), torch.tensor([epoch, start_step])
+        order, clock = torch.from_numpy(self.order(epoch)), torch.tensor([epoch, start_step])
         if self._on_gpu:
+            # PyTorch gives pinned memory to nobody else before the copies out of it have run.
             order, clock = order.pin_memory(), clock.pin_memory()
         self.order_on_device.copy_(order, non_blocking=True)
         self.clock.copy_(clock, non_blocking=True)
 
-    def capturable_step(self, out: Batch | None = None) -> Batch:
-        """Make the next batch in ``out`` (default: ``static_batch``) and advance the clock; safe inside a CUDA graph.
+    def capturable_step(self, out: Batch) -> None:
+        """Make the next batch in ``out`` and advance the clock; safe inside a CUDA graph.
 
-        Only for full batches: replay it at most ``samples_per_rank // batch_size`` times after :meth:`begin_epoch`.
+        ``out`` holds a full batch, or what is left for the last step. At most ``steps_per_epoch`` times after
+        :meth:`begin_epoch`, which is not checked on a GPU.
         """
-        out = self.static_batch if out is None else out
         if self._on_gpu:
             # Triton launches on the current device.
             with torch.cuda.device(self.device):
@@ -96,26 +89,27 @@ class ResidentFeed(Feed):
                     batch_size=self.batch_size,
                     draw_labels=self.draw_labels,
                 )
-            self.clock[1:].add_(1)
-            return out
-        return self._twin_step(out)
+        else:
+            self._write_views_twin(out)
+        self.clock[1:].add_(1)
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
         self.begin_epoch(epoch, start_step)
         for step in range(start_step, self.steps_per_epoch):
-            count = min(self.batch_size, self.samples_per_rank - step * self.batch_size)
-            yield self.capturable_step(self.empty_batch(count))
+            batch = self.empty_batch(min(self.batch_size, self.samples_per_rank - step * self.batch_size))
+            self.capturable_step(batch)
+            yield batch
 
-    def _twin_step(self, out: Batch) -> Batch:
-        count, start = len(out.labels), self._host_step * self.batch_size
-        rows = self._host_order[start : start + count]
+    def _write_views_twin(self, out: Batch) -> None:
+        epoch, step = self.clock.tolist()
+        index = self.order_on_device[step * self.batch_size :][: len(out.labels)]
+        rows = index.cpu().numpy()
         parameters = None
         if self.augment is not None:
             extent = (self.source.height, self.source.width)
             parameters = torch.from_numpy(
-                view_parameters(self.augment, self.key, self._host_epoch, rows, extent, self.image_size)
+                view_parameters(self.augment, self.key, epoch, rows, extent, self.image_size)
             ).to(self.device)
-        index = torch.from_numpy(rows).to(self.device)
         with torch.no_grad():
             images = render(
                 self.pixels[index],
@@ -127,9 +121,6 @@ class ResidentFeed(Feed):
                 channels=self.channels,
             )
         out.images.copy_(images)
-        out.target_dist.copy_(torch.from_numpy(self.targets(self._host_epoch, rows)))
+        out.target_dist.copy_(torch.from_numpy(self.targets(epoch, rows)))
         out.labels.copy_(self.labels[index])
         out.index.copy_(index)
-        self._host_step += 1
-        self.clock[1:].add_(1)
-        return out

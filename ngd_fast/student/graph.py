@@ -1,10 +1,12 @@
 """Runs training steps: line by line, or as one CUDA graph that holds the whole step of one or several students."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 
 from ngd_fast.faces.feeds import Batch
+from ngd_fast.faces.resident import ResidentFeed
 from ngd_fast.student.kd_teacher import Teacher
 from ngd_fast.student.step import StudentStep
 
@@ -14,9 +16,11 @@ _WARM_UP = 3  # steps before the capture: lazy initialisation, autotuning and to
 class StepRunner:
     """Calls :meth:`StudentStep.run` of every student on the same batches and the same teacher's logits of them.
 
-    With ``use_graph`` the first call warms up on a side stream, puts every tensor back as it was, and captures; this
-    and every later call copies the batch into the graph's own input and replays it. Several students run on streams
-    of their own inside the one graph, so that they fill each other's gaps.
+    With ``use_graph`` the first step, and the first on images of another size, warms up on a side stream, puts every
+    tensor back as it was, and captures; this step and every later one are replays. Several students run on streams of
+    their own inside the one graph, so that they fill each other's gaps.
+
+    A runner takes its batches in one way throughout: as arguments, or from one resident feed.
     """
 
     def __init__(self, steps: Sequence[StudentStep], teacher: Teacher | None = None, *, use_graph: bool):
@@ -27,36 +31,54 @@ class StepRunner:
         self._streams = [torch.cuda.Stream() for _ in self.steps] if use_graph and len(self.steps) > 1 else []
 
     def __call__(self, batches: Sequence[Batch]) -> None:
+        """One step on ``batches``, which are copied into the graph's own input."""
         if not self.use_graph:
             self._run(batches)
             return
-        if self._graph is None:
-            self._capture(batches)
+        if [own.images.shape for own in self._input] != [given.images.shape for given in batches]:
+            self._input = [Batch(*(tensor.clone() for tensor in vars(batch).values())) for batch in batches]
+            self._capture(lambda: self._run(self._input))
         for own, given in zip(self._input, batches):
             for name, tensor in vars(own).items():
                 tensor.copy_(getattr(given, name), non_blocking=True)
         self._graph.replay()
 
-    def _capture(self, batches: Sequence[Batch]) -> None:
-        self._input = [Batch(*(tensor.clone() for tensor in vars(batch).values())) for batch in batches]
-        before = [snapshot(step) for step in self.steps]
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+    def run_from(self, feed: ResidentFeed, count: int) -> None:
+        """One step on the next ``count`` batches of ``feed``, which makes them inside the step, and inside its graph.
+
+        :meth:`ResidentFeed.begin_epoch` has said which they are; they must be full ones.
+        """
+        if len(self._input) != count or self._input[0].images.shape[-1] != feed.image_size:
+            self._input = [feed.empty_batch() for _ in range(count)]
+            if self.use_graph:
+                clock = feed.clock.clone()
+                self._capture(lambda: self._make_and_run(feed), rewind=lambda: feed.clock.copy_(clock))
+        if self.use_graph:
+            self._graph.replay()
+        else:
+            self._make_and_run(feed)
+
+    def _make_and_run(self, feed: ResidentFeed) -> None:
+        for batch in self._input:
+            feed.capturable_step(batch)
+        self._run(self._input)
+
+    def _capture(self, step: Callable[[], None], rewind: Callable[[], object] = lambda: None) -> None:
+        """Warm ``step`` up and capture it. ``rewind`` has it take the same batches again: no others may be left."""
+        self._graph = None  # one for another size of images gives its memory back first
+        before = [snapshot(student) for student in self.steps]
+        with _aside():
             for _ in range(_WARM_UP):
-                self._run(self._input)
-        torch.cuda.current_stream().wait_stream(side)
-        for step, state in zip(self.steps, before):
-            restore(step, state)
-            step.optimizer.zero_grad(set_to_none=True)
-        self._graph = torch.cuda.CUDAGraph()
-        # thread_local: the feed's threads may allocate and copy meanwhile; they touch nothing of the graph's.
-        with torch.cuda.graph(self._graph, capture_error_mode="thread_local"):
-            self._run(self._input)
+                step()
+                rewind()
+        for student, state in zip(self.steps, before):
+            restore(student, state)
+            student.optimizer.zero_grad(set_to_none=True)
+        self._graph = _record(step)
 
     def _run(self, batches: Sequence[Batch]) -> None:
         logits = [None if self.teacher is None else self.teacher(batch) for batch in batches]
-        if len(self.steps) == 1 or not self.use_graph:
+        if not self._streams:
             for step in self.steps:
                 step.run(batches, logits)
             return
@@ -67,6 +89,24 @@ class StepRunner:
                 step.run(batches, logits)
         for stream in self._streams:
             main.wait_stream(stream)
+
+
+@contextmanager
+def _aside() -> Iterator[None]:
+    """Within: a side stream, and random numbers that are put back afterwards."""
+    side = torch.cuda.Stream()
+    side.wait_stream(torch.cuda.current_stream())
+    with torch.random.fork_rng([torch.cuda.current_device()]), torch.cuda.stream(side):
+        yield
+    torch.cuda.current_stream().wait_stream(side)
+
+
+def _record(step: Callable[[], None]) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    # thread_local: the feed's threads may allocate and copy meanwhile; they touch nothing of the graph's.
+    with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+        step()
+    return graph
 
 
 def snapshot(step: StudentStep) -> dict:

@@ -11,7 +11,8 @@ import torch
 
 from ngd_fast.console import progress, say
 from ngd_fast.errors import UserError
-from ngd_fast.faces.feeds import Batch, Feed
+from ngd_fast.faces.feeds import Feed
+from ngd_fast.faces.resident import ResidentFeed
 from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.graph import StepRunner
 from ngd_fast.student.kd_teacher import Teacher
@@ -19,7 +20,10 @@ from ngd_fast.student.session import Session
 
 
 class Trainer:
-    """Trains ``sessions`` side by side; they share epochs, batch size, accumulation and how far they are."""
+    """Trains ``sessions`` side by side; they share epochs, batch size, accumulation and how far they are.
+
+    ``train_feed`` must leave incomplete batches out (``drop_last``): a captured step holds full ones.
+    """
 
     def __init__(
         self,
@@ -31,6 +35,8 @@ class Trainer:
         ranks: Ranks,
         use_graph: bool,
     ):
+        if not train_feed.drop_last:
+            raise ValueError("train_feed: must leave incomplete batches out (drop_last=True)")
         self.sessions, self.train_feed, self.valid_feed, self.ranks = list(sessions), train_feed, valid_feed, ranks
         self.teacher = teacher
         self.config = self.sessions[0].config.train
@@ -60,8 +66,7 @@ class Trainer:
         if self.teacher is not None:
             self.teacher.set_epoch(epoch)
         unread, every = 0, self.config.checkpoint_every
-        for step, batches in enumerate(clock.waiting_for(self._batches(epoch, start)), start):
-            self.runner(batches)
+        for step in self._steps(epoch, start, clock):
             unread += 1
             done = epoch * self.steps_per_epoch + step + 1
             looks = unread == self.config.log_every or step + 1 == self.steps_per_epoch
@@ -88,11 +93,22 @@ class Trainer:
             return self._stopped(bar)
         return True
 
-    def _batches(self, epoch: int, start: int) -> Iterator[list[Batch]]:
-        size = self.config.accumulation
-        batches = self.train_feed.epoch(epoch, start * size)
-        for _ in range(start, self.steps_per_epoch):
-            yield list(itertools.islice(batches, size))
+    def _steps(self, epoch: int, start: int, clock: "_Clock") -> Iterator[int]:
+        """Run the epoch's steps from ``start`` on; gives the number of each."""
+        feed, size = self.train_feed, self.config.accumulation
+        if isinstance(feed, ResidentFeed):
+            feed.begin_epoch(epoch, start * size)
+            for step in range(start, self.steps_per_epoch):
+                self.runner.run_from(feed, size)
+                yield step
+            return
+        batches = feed.epoch(epoch, start * size)
+        for step in range(start, self.steps_per_epoch):
+            with clock.waiting():
+                given = list(itertools.islice(batches, size))
+            self.runner(given)
+            yield step
+        next(batches, None)  # DALI keeps its pipeline for the next epoch only if it has seen the end of this one
 
     def _look(self, steps: int, done: int, epoch: int, clock: "_Clock", bar) -> None:
         """Read what the device has done since the last look, and show it."""
@@ -172,14 +188,12 @@ class _Clock:
         self._waited = 0.0
         self._images = 0
 
-    def waiting_for(self, batches: Iterator) -> Iterator:
-        while True:
-            begin = time.perf_counter()
-            batch = next(batches, None)
-            self._waited += time.perf_counter() - begin
-            if batch is None:
-                return
-            yield batch
+    @contextlib.contextmanager
+    def waiting(self) -> Iterator[None]:
+        """Within: the host waits for data."""
+        begin = time.perf_counter()
+        yield
+        self._waited += time.perf_counter() - begin
 
     def steps(self, images: int) -> None:
         self._images += images

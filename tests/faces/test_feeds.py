@@ -156,15 +156,18 @@ def test_whole_images_are_the_images(faces):
         torch.testing.assert_close(batch.images[:, channel], expected)
 
 
-def test_static_batch_of_the_resident_feed(faces):
+def test_capturable_steps_of_the_resident_feed(faces):
     feed = _feed(faces, "resident")
+    expected = list(feed.epoch(0))
     feed.begin_epoch(0, 1)
-    address = feed.static_batch.images.data_ptr()
-    made = [feed.capturable_step().images.clone() for _ in range(2)]
-    assert feed.static_batch.images.data_ptr() == address
+    batch = feed.empty_batch()
+    address = batch.images.data_ptr()
+    for step in (1, 2):
+        feed.capturable_step(batch)
+        assert torch.equal(batch.images, expected[step].images)
+        assert torch.equal(batch.index, expected[step].index)
+    assert batch.images.data_ptr() == address
     assert feed.clock.tolist() == [0, 3]
-    for expected, images in zip(list(feed.epoch(0))[1:], made):
-        assert torch.equal(expected.images, images)
     with pytest.raises(ValueError, match="start_step"):
         feed.begin_epoch(0, 4)
 
@@ -259,16 +262,17 @@ def test_the_kernel_agrees_with_the_portable_feed(faces, case):
 def test_a_captured_step_makes_batch_after_batch(faces):
     feed = _feed(faces, "resident", device="cuda")
     expected = list(feed.epoch(0))
+    made = feed.empty_batch()
     feed.begin_epoch(0)
-    feed.capturable_step()
+    feed.capturable_step(made)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        feed.capturable_step()
+        feed.capturable_step(made)
     feed.begin_epoch(0)
     for batch in expected:
         graph.replay()
-        assert torch.equal(feed.static_batch.images, batch.images)
-        assert torch.equal(feed.static_batch.index, batch.index)
+        assert torch.equal(made.images, batch.images)
+        assert torch.equal(made.index, batch.index)
 
 
 @pytest.mark.gpu

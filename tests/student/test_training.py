@@ -18,10 +18,15 @@ from ngd_fast.config import dump_config
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.feeds import make_feed
 from ngd_fast.student import session
+from ngd_fast.student.config import FeedConfig
+from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.inference import predict
 from ngd_fast.student.run import train_student, train_students
+from ngd_fast.student.session import Session
 from ngd_fast.student.step import StudentStep
+from ngd_fast.student.trainer import Trainer
 from ngd_fast.student.weights import load_student
 from ngd_fast.synthetic.faces import make_faces
 
@@ -207,6 +212,57 @@ def test_resume_within_an_epoch_fed_by_dali(small_config, tmp_path, monkeypatch)
     train_student(config, tmp_path / "whole")
     with monkeypatch.context() as patch:
         interrupt_at(patch, 10, kill)
+        with pytest.raises(Killed):
+            train_student(config, tmp_path / "parts")
+    assert final_state(tmp_path / "parts")["progress"]["step"] == 2
+    train_student(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
+def test_resident_feed_trains_the_same_and_resumes_within_an_epoch(finished, tmp_path, monkeypatch):
+    """Its batches are made inside the steps; a run may also go on with another feed."""
+    config, folder, _ = finished
+    train = config.train.model_copy(update={"checkpoint_every": 2})
+    config = config.model_copy(update={"train": train, "feed": FeedConfig(kind="resident")})
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 10, kill)
+        with pytest.raises(Killed):
+            train_student(config, tmp_path / "run")
+    assert final_state(tmp_path / "run")["progress"]["step"] == 2
+    train_student(config, tmp_path / "run", resume=True)
+    assert_same_run(folder, tmp_path / "run")
+
+
+def test_feed_with_an_incomplete_last_batch_is_refused(files):
+    options = {"batch_size": 10, "image_size": 24, "train": True, "drop_last": False}
+    feed = make_feed(Faces.load(files["train"]), kind="resident", **options)
+    with pytest.raises(ValueError, match="train_feed: must leave incomplete batches out"):
+        Trainer([], feed, feed, ranks=Ranks(), use_graph=False)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["resident", "dali", "torch"])
+def test_graph_resumes_within_an_epoch_bit_for_bit(kind, small_config, teacher, tmp_path, monkeypatch):
+    if kind == "dali":
+        pytest.importorskip("nvidia.dali")
+    settings = ("device=cuda", f"feed.kind={kind}", "train.cuda_graph=true", "train.compile=false")
+    kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true")
+    config = small_config("B3", *settings, *kd, *RAMP, "train.checkpoint_every=2")
+    train_student(config, tmp_path / "whole")
+    read, seen = Session.read_history, [0]
+
+    def dying(self, steps, done):
+        seen[0] += steps
+        if seen[0] >= 9:
+            raise Killed
+        return read(self, steps, done)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Session, "read_history", dying)
         with pytest.raises(Killed):
             train_student(config, tmp_path / "parts")
     assert final_state(tmp_path / "parts")["progress"]["step"] == 2
