@@ -8,19 +8,19 @@ DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
 
 
-@pytest.mark.parametrize("how", ["eager", "compiled", "graph"] if ON_GPU else ["eager"])
-@pytest.mark.parametrize("backend", ["reference", None], ids=["plain", "fused"])
+@pytest.mark.parametrize("implementation", step.names(DEVICE))
 @pytest.mark.parametrize("batch", [128, 256, 512] if ON_GPU else [32])
 @pytest.mark.parametrize("variant", step.VARIANTS)
-def test_step(benchmark, variant, batch, backend, how):
+def test_step(benchmark, variant, batch, implementation):
     torch.compiler.reset()
     size = 224 if ON_GPU else 48
-    call = step.make_step(variant, batch, size, DEVICE, backend=backend, how=how, arch="resnet18")
-    benchmark.extra_info.update(machine=_timing.machine(DEVICE), images=batch, image_size=size)
+    with step.kept_settings():
+        call = step.make_step(implementation, step.Inputs(variant, batch, size, DEVICE))
+        benchmark.extra_info.update(machine=_timing.machine(DEVICE), images=batch, image_size=size)
 
-    def run():
-        call()
-        if ON_GPU:
-            torch.cuda.synchronize()
+        def run():
+            call()
+            if ON_GPU:
+                torch.cuda.synchronize()
 
-    benchmark.pedantic(run, rounds=20, warmup_rounds=3)
+        benchmark.pedantic(run, rounds=20, warmup_rounds=3)

@@ -1,4 +1,4 @@
-"""The benches measure what they say, and gpu-check fails when it must."""
+"""The bench of the objective measures what it says."""
 
 import importlib.util
 import json
