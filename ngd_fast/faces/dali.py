@@ -58,6 +58,10 @@ class DaliFeed(Feed):
                 # Batches of an epoch that was left early still lie in the pipeline's queue.
                 self._pipeline = None
 
+    def set_image_size(self, image_size: int) -> None:
+        super().set_image_size(image_size)
+        self._pipeline = None  # the size is built into it
+
     def close(self) -> None:
         self._pipeline = None
         if self._pool is not None:

@@ -86,6 +86,11 @@ class Feed(abc.ABC):
                 f"choose a batch size of at most {len(faces) // world_size or 1}"
             )
 
+    def set_image_size(self, image_size: int) -> None:
+        """Show views of ``image_size`` in the epochs that begin from now on, as a feed made with it would."""
+        self.image_size = image_size
+        self.source = self.source.for_size(image_size)
+
     @property
     def num_samples(self) -> int:
         """Faces in the whole dataset (after bad images were left out)."""

@@ -45,6 +45,11 @@ class SourcePixels:
                 images = resize_images(images, self.width)
             self._images = images if images.ndim == 4 else images[..., None]
 
+    def for_size(self, image_size: int) -> "SourcePixels":
+        """The source of views of ``image_size``: itself where that is cut from the same pixels."""
+        same = source_shape(self.faces, image_size, grey=self.grey) == (self.height, self.width, self.channels)
+        return self if same else SourcePixels(self.faces, image_size, grey=self.grey)
+
     def __len__(self) -> int:
         return len(self.faces)
 

@@ -146,8 +146,19 @@ class OptimizerConfig(Config):
     warmup_epochs: float = Field(0.0, ge=0)
 
 
+class ResolutionStage(Config):
+    """Views of ``image_size`` once ``from_epoch`` epochs are finished."""
+
+    from_epoch: int = Field(ge=0)
+    image_size: int = Field(ge=8)
+
+
 class TrainConfig(Config):
     epochs: int = Field(100, ge=1)
+    resolution: tuple[ResolutionStage, ...] | None = None
+    """Progressive resolution: training views grow from stage to stage, to ``data.image_size`` at most; validation stays
+    at that size, and so does all training where this is None. A teacher sees the student's views, but cached logits are
+    those of the full size."""
     batch_size: int = Field(128, ge=1)
     """Faces in one forward pass, over all ranks together."""
     accumulation: int = Field(1, ge=1)
@@ -177,6 +188,23 @@ class TrainConfig(Config):
     bootstrap: int = Field(1000, ge=0)
     """Resamples behind the confidence intervals in metrics.json."""
 
+    @model_validator(mode="after")
+    def _growing(self):
+        if self.resolution is None:
+            return self
+        if not self.resolution or self.resolution[0].from_epoch != 0:
+            raise ValueError("resolution: the first stage must have from_epoch 0")
+        for a, b in zip(self.resolution, self.resolution[1:]):
+            if b.from_epoch <= a.from_epoch or b.image_size <= a.image_size:
+                raise ValueError(
+                    f"resolution: each stage must start later and be larger than the one before, not "
+                    f"{b.image_size} px from epoch {b.from_epoch} after {a.image_size} px from epoch {a.from_epoch}"
+                )
+        last = self.resolution[-1].from_epoch
+        if last >= self.epochs:
+            raise ValueError(f"resolution: the stage from epoch {last} never starts in {self.epochs} epochs")
+        return self
+
 
 class FeedConfig(Config):
     kind: Literal["auto", "dali", "resident", "torch"] = "auto"
@@ -197,6 +225,15 @@ class StudentConfig(Config):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     feed: FeedConfig = FeedConfig()
+
+    @model_validator(mode="after")
+    def _full_size_is_largest(self):
+        if self.train.resolution and self.train.resolution[-1].image_size > self.data.image_size:
+            raise ValueError(
+                f"train.resolution ends at {self.train.resolution[-1].image_size} px, above data.image_size "
+                f"{self.data.image_size}"
+            )
+        return self
 
     def switches(self) -> dict[str, bool]:
         """Which terms are on."""

@@ -99,6 +99,7 @@ def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch
         sessions = []
         for c, folder, own in zip(configs, folders, inputs):
             step = _make_step(c, feeds[0].faces, own.bank, schedule_table(c, steps_per_epoch), ranks, device)
+            _require_sizes(c, f"model.arch {c.model.arch}", step.student, feeds[0].channels, device)
             sessions.append(Session(c, folder, step, checksums=own.checksums, ranks=ranks))
         for session in sessions:
             if resume and session.resume() and ranks.is_main:
@@ -106,7 +107,7 @@ def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch
             if ranks.is_main:
                 write_text(session.folder / CONFIG_NAME, dump_config(session.config))
             session.start()
-        teacher = _make_teacher(configs, feeds[0].faces, folders[0].parent / "kd_cache", ranks, device)
+        teacher = _make_teacher(configs, feeds[0], folders[0].parent / "kd_cache", ranks, device)
         trainer = Trainer(sessions, *feeds, teacher=teacher, ranks=ranks, use_graph=use_graph)
         if not trainer.run() or not ranks.is_main:
             return [None for _ in sessions]
@@ -256,9 +257,9 @@ def _make_step(
 
 
 def _make_teacher(
-    configs: Sequence[StudentConfig], faces: Faces, cache: Path, ranks: Ranks, device: torch.device
+    configs: Sequence[StudentConfig], feed: Feed, cache: Path, ranks: Ranks, device: torch.device
 ) -> Teacher | None:
-    """The one teacher of those that have one; ``faces`` are the training feed's, whose rows its batches name."""
+    """The one teacher of those that have one, for the batches of the training ``feed``."""
     taught = [c for c in configs if c.objective.kd.weight > 0]
     if not taught:
         return None
@@ -267,7 +268,7 @@ def _make_teacher(
     network, checksum = load_kd_teacher(
         kd.teacher,
         weights=kd.teacher_weights,
-        class_names=faces.class_names,
+        class_names=feed.faces.class_names,
         mean=data.mean,
         std=data.std,
         image_size=data.image_size,
@@ -275,16 +276,34 @@ def _make_teacher(
     network = network.to(device, memory_format=torch.channels_last)
     autocast = AUTOCAST[config.train.precision]
     if not kd.cached:
-        module = torch.compile(network) if _on("compile", config, device) else network
+        _require_sizes(config, f"teacher {kd.teacher}", network, feed.channels, device)
+        module = torch.compile(network, dynamic=False) if _on("compile", config, device) else network
         return LiveTeacher(module, autocast=autocast)
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
-        cache, network, checksum, faces, device=device, autocast=autocast, **options
+        cache, network, checksum, feed.faces, device=device, autocast=autocast, **options
     )
     if ranks.is_main:
         compute()
     ranks.barrier()
     return CachedTeacher(torch.from_numpy(compute().copy()).to(device), config.augment, config.seed)
+
+
+def _require_sizes(
+    config: StudentConfig, name: str, network: torch.nn.Module, channels: int, device: torch.device
+) -> None:
+    """Raise UserError where ``network`` (a transformer, say) takes no images of a size in train.resolution."""
+    was_training = network.training
+    network.eval()
+    for stage in config.train.resolution or ():
+        images = torch.zeros(1, channels, stage.image_size, stage.image_size, device=device)
+        try:
+            with torch.no_grad():
+                network(images)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            raise UserError(f"train.resolution: {name} takes no images of {stage.image_size} px: {reason}") from None
+    network.train(was_training)
 
 
 def _on(name: str, config: StudentConfig, device: torch.device, *, alone: bool = True) -> bool:

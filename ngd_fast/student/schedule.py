@@ -1,6 +1,7 @@
-"""Learning rate and D-Geo's weight at every step of a run, as one table that lies on the device.
+"""What changes in the course of a run: learning rate and D-Geo's weight with every step, the views' size with epochs.
 
-A captured CUDA graph cannot take numbers from Python; it looks them up by its own step counter.
+A captured CUDA graph cannot take numbers from Python; it looks those of a step up in a table on the device, by its own
+step counter.
 """
 
 import math
@@ -18,6 +19,12 @@ def learning_rate(config: OptimizerConfig, step: int, steps: int, steps_per_epoc
         return config.lr * (step + 1) / warmup
     done = (step - warmup) / max(1, steps - warmup)
     return config.min_lr + (config.lr - config.min_lr) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train_image_size(config: StudentConfig, epoch: int) -> int:
+    """Side in pixels of the training views in ``epoch``, counted from 0."""
+    stages = config.train.resolution or ()
+    return next((s.image_size for s in reversed(stages) if s.from_epoch <= epoch), config.data.image_size)
 
 
 def schedule_table(config: StudentConfig, steps_per_epoch: int) -> torch.Tensor:

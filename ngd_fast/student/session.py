@@ -239,6 +239,7 @@ class Session:
         return {
             "arch": config.model.arch,
             "image_size": config.data.image_size,
+            "resolution": config.train.model_dump()["resolution"],
             "epochs": config.train.epochs,
             "batch_size": config.train.batch_size * config.train.accumulation,
             "precision": config.train.precision,

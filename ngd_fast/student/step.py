@@ -80,7 +80,8 @@ class StudentStep:
         self._objective_constants(class_counts, bank)
 
     def _wrap(self, student: Student, compiled: bool) -> nn.Module:
-        network = torch.compile(student) if compiled else student
+        # Code of its own for each size of images that train.resolution goes through.
+        network = torch.compile(student, dynamic=False) if compiled else student
         if self.ranks.world_size == 1:
             return network
         devices = [self.device.index] if self.device.type == "cuda" else None

@@ -16,6 +16,7 @@ from ngd_fast.faces.resident import ResidentFeed
 from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.graph import StepRunner
 from ngd_fast.student.kd_teacher import Teacher
+from ngd_fast.student.schedule import train_image_size
 from ngd_fast.student.session import Session
 
 
@@ -63,6 +64,9 @@ class Trainer:
     def _run_epoch(self, epoch: int, bar) -> bool:
         clock = _Clock(self.sessions[0].step.device)
         start = self.sessions[0].progress.step
+        image_size = train_image_size(self.sessions[0].config, epoch)
+        if image_size != self.train_feed.image_size:
+            self.train_feed.set_image_size(image_size)
         if self.teacher is not None:
             self.teacher.set_epoch(epoch)
         unread, every = 0, self.config.checkpoint_every
@@ -72,7 +76,7 @@ class Trainer:
             looks = unread == self.config.log_every or step + 1 == self.steps_per_epoch
             saves = every is not None and done % every == 0 and step + 1 < self.steps_per_epoch
             if looks or saves or (self._stop and self.ranks.world_size == 1):
-                self._look(unread, done, epoch, clock, bar)
+                self._look(unread, done, epoch, image_size, clock, bar)
                 unread = 0
                 stops = self.ranks.any(self._stop) and step + 1 < self.steps_per_epoch
                 if saves or stops:
@@ -81,7 +85,7 @@ class Trainer:
                         session.save()
                 if stops:
                     return self._stopped(bar)
-        speed = self._account(clock)
+        speed = {**self._account(clock), "image_size": image_size}
         for session in self.sessions:
             session.end_epoch(self.valid_feed, speed)
         best = max(self.sessions, key=lambda s: s.progress.best).progress
@@ -110,12 +114,13 @@ class Trainer:
             yield step
         next(batches, None)  # DALI keeps its pipeline for the next epoch only if it has seen the end of this one
 
-    def _look(self, steps: int, done: int, epoch: int, clock: "_Clock", bar) -> None:
+    def _look(self, steps: int, done: int, epoch: int, image_size: int, clock: "_Clock", bar) -> None:
         """Read what the device has done since the last look, and show it."""
         means = [session.read_history(steps, done) for session in self.sessions]
         clock.steps(steps * self.images_per_step)
         loss = sum(mean["loss"] for mean in means) / len(means)
-        self._text = f"epoch {epoch + 1}/{self.config.epochs}, loss {loss:.3f}, waiting {clock.share_waiting:.1%}"
+        self._text = f"epoch {epoch + 1}/{self.config.epochs}, {image_size} px, loss {loss:.3f}"
+        self._text += f", waiting {clock.share_waiting:.1%}"
         if clock.device.type == "cuda":
             self._text += f", {torch.cuda.max_memory_reserved(clock.device) / 2**30:.1f} GiB"
         bar.set_postfix_str(self._text, refresh=False)

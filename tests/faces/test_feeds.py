@@ -99,6 +99,20 @@ def test_an_epoch_resumes_at_any_step_bit_for_bit(faces, kind):
     assert not torch.equal(whole[0].index, next(feed.epoch(3)).index)
 
 
+@pytest.mark.parametrize("kind", ["torch", *OTHERS])
+@pytest.mark.parametrize("data", ["faces", "mini"])
+def test_views_of_another_size_are_those_of_a_feed_of_that_size(kind, data, request):
+    """32 to 64 px are cut from the same pixels of 48; for 20 px these are reduced first."""
+    source = request.getfixturevalue(data)
+    feed = _feed(source, kind, batch_size=8)
+    for epoch, size in enumerate((20, 32, 64, 20)):
+        feed.set_image_size(size)
+        fresh = _feed(source, kind, batch_size=8, image_size=size)
+        _assert_same(fresh.epoch(epoch), feed.epoch(epoch), 0)
+        fresh.close()
+    feed.close()
+
+
 def test_dali_batches_stay_valid(faces):
     feed = _feed(faces, "dali", train=False, image_size=48)
     batches = feed.epoch(0)

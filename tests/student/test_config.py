@@ -1,9 +1,12 @@
 """The packaged configurations hold the released setting; mistakes are named."""
 
 import pytest
+import yaml
 
+from ngd_fast.config import build_config, dump_config
 from ngd_fast.errors import UserError
 from ngd_fast.student.config import RESUMABLE, StudentConfig, differing_keys, load_student_config, packaged_configs
+from ngd_fast.student.schedule import train_image_size
 
 
 @pytest.mark.parametrize("name", packaged_configs())
@@ -57,6 +60,40 @@ def test_wrong_values_are_named():
         load_student_config("B3", ["objective.geo.schedule.end=3"])
     with pytest.raises(UserError, match="'joy' is none of neutral"):
         load_student_config("B3", ["objective.geo.positive_classes=[joy]"])
+
+
+STAGES = "train.resolution=[{from_epoch: 0, image_size: 64}, {from_epoch: 10, image_size: 112}]"
+
+
+def test_resolution_grows_by_stages():
+    config = load_student_config("B0", [STAGES])
+    sizes = [train_image_size(config, epoch) for epoch in (0, 9, 10, 99)]
+    assert sizes == [64, 64, 112, 112] and config.data.image_size == 224
+    assert train_image_size(load_student_config("B0"), 50) == 224
+    assert build_config(StudentConfig, yaml.safe_load(dump_config(config)), source="dump") == config
+    plain = load_student_config("B0").model_dump(mode="json")
+    assert differing_keys(plain, config.model_dump(mode="json")) == ["train.resolution"]
+    del plain["train"]["resolution"]  # a checkpoint from before there were stages
+    assert differing_keys(plain, load_student_config("B0").model_dump(mode="json")) == []
+
+
+@pytest.mark.parametrize(
+    ("stages", "message"),
+    [
+        ("[]", "first stage must have from_epoch 0"),
+        ("[{from_epoch: 1, image_size: 64}]", "first stage must have from_epoch 0"),
+        ("[{from_epoch: 0, image_size: 64}, {from_epoch: 0, image_size: 96}]", "96 px from epoch 0 after 64 px"),
+        ("[{from_epoch: 0, image_size: 64}, {from_epoch: 5, image_size: 64}]", "64 px from epoch 5 after 64 px"),
+        ("[{from_epoch: 0, image_size: 64}, {from_epoch: 100, image_size: 96}]", "from epoch 100 never starts in 100"),
+        ("[{from_epoch: 0, image_size: 225}]", "ends at 225 px, above data.image_size 224"),
+        ("[{from_epoch: 0, image_size: 4}]", r"train\.resolution\.0\.image_size: .*8"),
+        ("[{from_epoch: 0, size: 64}]", r"train\.resolution\.0\.image_size is missing"),
+        ("64", r"train\.resolution: "),
+    ],
+)
+def test_unfit_resolutions_are_named(stages, message):
+    with pytest.raises(UserError, match=message):
+        load_student_config("B0", [f"train.resolution={stages}"])
 
 
 def test_switches_take_yamls_on_and_off():

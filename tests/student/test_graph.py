@@ -47,13 +47,18 @@ def make_runner(make_step, files):
     return make
 
 
-def run_epochs(runner, feed, count, first=0):
-    """Two epochs (of six batches) from batch ``first`` on, made inside the steps. Returns the rows of each batch.
+SIZES = (20, 24)
 
-    Asks the device nothing before the end: the second epoch begins while steps of the first may still be on their way.
+
+def run_epochs(runner, feed, count, first=0):
+    """An epoch (of six batches) at 20 px, from batch ``first`` on, and one at 24, made inside the steps.
+
+    Returns the rows of each batch. Asks the device nothing before the end: the second epoch begins while steps of the
+    first may still be on their way.
     """
     rows = []
-    for epoch in range(2):
+    for epoch, size in enumerate(SIZES):
+        feed.set_image_size(size)
         runner.teacher.set_epoch(epoch)
         start = first if epoch == 0 else 0
         feed.begin_epoch(epoch, start)
@@ -65,7 +70,8 @@ def run_epochs(runner, feed, count, first=0):
 
 def iterate_epochs(runner, feed, count, first=0):
     rows = []
-    for epoch in range(2):
+    for epoch, size in enumerate(SIZES):
+        feed.set_image_size(size)
         runner.teacher.set_epoch(epoch)
         batches = list(feed.epoch(epoch, first if epoch == 0 else 0))
         rows += [batch.index.tolist() for batch in batches]

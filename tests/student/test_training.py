@@ -23,6 +23,7 @@ from ngd_fast.student import session
 from ngd_fast.student.config import FeedConfig
 from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.inference import predict
+from ngd_fast.student.networks import Student
 from ngd_fast.student.run import train_student, train_students
 from ngd_fast.student.session import Session
 from ngd_fast.student.step import StudentStep
@@ -237,6 +238,68 @@ def test_resident_feed_trains_the_same_and_resumes_within_an_epoch(finished, tmp
     assert_same_run(folder, tmp_path / "run")
 
 
+STAGES = "train.resolution=[{from_epoch: 0, image_size: 16}, {from_epoch: 1, image_size: 20}]"
+
+
+@pytest.fixture(scope="module")
+def grown(small_config, teacher, tmp_path_factory):
+    """A run whose views grow from 16 to 20 px and whose validation is at 24 px, and its configuration."""
+    config = small_config("B3", f"objective.kd.teacher={teacher}", *RAMP, STAGES, "train.checkpoint_every=4")
+    folder = tmp_path_factory.mktemp("grown") / "B3_seed1"
+    return config, folder, train_student(config, folder)
+
+
+def test_progressive_resolution_is_for_training_alone(grown, files):
+    config, folder, metrics = grown
+    lines = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [line["image_size"] for line in lines] == [16, 20]
+    assert metrics["config"]["image_size"] == 24
+    assert [tuple(stage.values()) for stage in metrics["config"]["resolution"]] == [(0, 16), (1, 20)]
+    student, meta = load_student(folder)
+    assert meta["image_size"] == 24
+    predictions = predict(student, meta, Faces.load(files["valid"]), feed="torch")
+    accuracy = (predictions.logits.argmax(1) == predictions.labels).mean()
+    assert lines[metrics["best_epoch"] - 1]["valid"]["accuracy"] == pytest.approx(accuracy)
+
+
+@pytest.mark.parametrize("kind", ["torch", "resident", "dali"])
+@pytest.mark.parametrize("step", [2, 6, 7, 12])
+def test_progressive_resolution_resumes_in_any_stage(grown, kind, step, tmp_path, monkeypatch):
+    config, folder, _ = grown
+    config = config.model_copy(update={"feed": FeedConfig(kind=kind)})
+    if kind == "dali":  # resamples to 1e-3 of the other feeds' views
+        pytest.importorskip("nvidia.dali")
+        folder = tmp_path / "whole"
+        train_student(config, folder)
+
+    def kill():
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, step, kill)
+        with pytest.raises(Killed):
+            train_student(config, tmp_path / "run")
+    train_student(config, tmp_path / "run", resume=True)
+    assert_same_run(folder, tmp_path / "run")
+
+
+def test_progressive_resolution_with_cached_logits_of_the_full_size(small_config, teacher, tmp_path):
+    kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true")
+    for out, more in (("plain", ()), ("grown", (STAGES,))):
+        train_student(small_config("B1", *kd, *more), tmp_path / out)
+    assert len(list((tmp_path / "kd_cache").iterdir())) == 1, "one file of logits serves both"
+
+
+def test_network_for_one_size_alone_is_refused(small_config, tmp_path, monkeypatch):
+    def forward(self, images):
+        assert images.shape[-1] == 24, f"Wrong image width! Expected 24 but got {images.shape[-1]}"
+
+    monkeypatch.setattr(Student, "forward", forward)
+    with pytest.raises(UserError, match=r"train\.resolution: model\.arch resnet18-w4 takes no images of 16 px: Wrong"):
+        train_student(small_config("B0", STAGES), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_feed_with_an_incomplete_last_batch_is_refused(files):
     options = {"batch_size": 10, "image_size": 24, "train": True, "drop_last": False}
     feed = make_feed(Faces.load(files["train"]), kind="resident", **options)
@@ -251,7 +314,7 @@ def test_graph_resumes_within_an_epoch_bit_for_bit(kind, small_config, teacher, 
         pytest.importorskip("nvidia.dali")
     settings = ("device=cuda", f"feed.kind={kind}", "train.cuda_graph=true", "train.compile=false")
     kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true")
-    config = small_config("B3", *settings, *kd, *RAMP, "train.checkpoint_every=2")
+    config = small_config("B3", *settings, *kd, *RAMP, STAGES, "train.checkpoint_every=2")
     train_student(config, tmp_path / "whole")
     read, seen = Session.read_history, [0]
 
