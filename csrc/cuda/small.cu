@@ -10,7 +10,7 @@ namespace {
 
 constexpr int kMostCluster = 16, kMostRows = 64;  // rows of one block: 2 KB of shared memory each
 
-struct SmallShared {
+struct alignas(16) SmallShared {  // 16: the rows that follow it are read as float4
   float partial[kClasses][kDim];  // class sums of this block's rows; the cluster reads them
   float mean[kClasses][kDim];     // class means of the batch; each block of the cluster writes its columns
   float gradient[kClasses][kDim];
