@@ -1,5 +1,6 @@
 """Runs training steps: line by line, or as one CUDA graph that holds the whole step of one or several students."""
 
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 
@@ -26,6 +27,8 @@ class StepRunner:
     def __init__(self, steps: Sequence[StudentStep], teacher: Teacher | None = None, *, use_graph: bool):
         self.steps, self.teacher = list(steps), teacher
         self.use_graph = use_graph
+        self.preparing = 0.0
+        """Seconds spent so far on warm-ups, compilation within them, and captures."""
         self._graph: torch.cuda.CUDAGraph | None = None
         self._input: list[Batch] = []
         self._streams = [torch.cuda.Stream() for _ in self.steps] if use_graph and len(self.steps) > 1 else []
@@ -65,6 +68,7 @@ class StepRunner:
 
     def _capture(self, step: Callable[[], None], rewind: Callable[[], object] = lambda: None) -> None:
         """Warm ``step`` up and capture it. ``rewind`` has it take the same batches again: no others may be left."""
+        begin = time.perf_counter()
         self._graph = None  # one for another size of images gives its memory back first
         before = [snapshot(student) for student in self.steps]
         with _aside():
@@ -75,6 +79,7 @@ class StepRunner:
             restore(student, state)
             student.optimizer.zero_grad(set_to_none=True)
         self._graph = _record(step)
+        self.preparing += time.perf_counter() - begin
 
     def _run(self, batches: Sequence[Batch]) -> None:
         logits = [None if self.teacher is None else self.teacher(batch) for batch in batches]

@@ -44,7 +44,9 @@ class Progress:
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
-    """Spent training, without validation."""
+    """Spent training, without validation and without ``preparing``."""
+    preparing: float = 0.0
+    """Seconds spent compiling and capturing CUDA graphs."""
     waited: float = 0.0
     """Of those, seconds spent waiting for data."""
     images: int = 0
@@ -215,6 +217,7 @@ class Session:
             "train": {
                 "images_per_second": progress.images / progress.seconds,
                 "seconds": progress.seconds,
+                "preparing": progress.preparing,
                 "data_wait": progress.waited / progress.seconds,
             },
             "config": self._summary(),

@@ -62,7 +62,7 @@ class Trainer:
         return True
 
     def _run_epoch(self, epoch: int, bar) -> bool:
-        clock = _Clock(self.sessions[0].step.device)
+        clock = _Clock(self.sessions[0].step.device, self.runner)
         start = self.sessions[0].progress.step
         image_size = train_image_size(self.sessions[0].config, epoch)
         if image_size != self.train_feed.image_size:
@@ -130,6 +130,7 @@ class Trainer:
         speed = clock.take()
         for session in self.sessions:
             session.progress.seconds += speed["seconds"]
+            session.progress.preparing += speed["preparing"]
             session.progress.waited += speed["seconds"] * speed["data_wait"]
             session.progress.images += speed["images"]
         return speed
@@ -185,11 +186,11 @@ class Trainer:
 
 
 class _Clock:
-    """Seconds of an epoch, and how many of them the host waited for data."""
+    """Seconds of an epoch without the making of graphs, and how many of them the host waited for data."""
 
-    def __init__(self, device: torch.device):
-        self.device = device
-        self._begin = time.perf_counter()
+    def __init__(self, device: torch.device, runner: StepRunner):
+        self.device, self._runner = device, runner
+        self._begin, self._prepared = time.perf_counter(), runner.preparing
         self._waited = 0.0
         self._images = 0
 
@@ -205,18 +206,23 @@ class _Clock:
 
     @property
     def share_waiting(self) -> float:
-        return self._waited / max(1e-9, time.perf_counter() - self._begin)
+        return self._waited / self._seconds()
+
+    def _seconds(self) -> float:
+        return max(1e-9, time.perf_counter() - self._begin - (self._runner.preparing - self._prepared))
 
     def take(self) -> dict[str, float]:
         """Speed since the last call; call it when the device has just been waited for."""
-        seconds = max(1e-9, time.perf_counter() - self._begin)
+        seconds = self._seconds()
         speed = {
             "seconds": seconds,
+            "preparing": self._runner.preparing - self._prepared,
             "images": self._images,
             "images_per_second": self._images / seconds,
             "data_wait": self._waited / seconds,
         }
         if self.device.type == "cuda":
             speed["memory_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
-        self._begin, self._waited, self._images = time.perf_counter(), 0.0, 0
+        self._begin, self._prepared = time.perf_counter(), self._runner.preparing
+        self._waited, self._images = 0.0, 0
         return speed

@@ -1,5 +1,6 @@
 """Whole runs: what a run folder holds, exact resume after any end, and every fault that a user can cause."""
 
+import contextlib
 import errno
 import json
 import os
@@ -7,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -19,7 +21,7 @@ from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import make_feed
-from ngd_fast.student import session
+from ngd_fast.student import graph, run, session
 from ngd_fast.student.config import FeedConfig
 from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.inference import predict
@@ -281,6 +283,30 @@ def test_progressive_resolution_resumes_in_any_stage(grown, kind, step, tmp_path
             train_student(config, tmp_path / "run")
     train_student(config, tmp_path / "run", resume=True)
     assert_same_run(folder, tmp_path / "run")
+
+
+@pytest.mark.parametrize("kind", ["torch", "resident"])
+def test_graphs_train_the_same_and_their_making_is_no_training(grown, kind, tmp_path, monkeypatch):
+    """With a "graph" that runs its step line by line when replayed, and takes half a second to make."""
+    config, folder, _ = grown
+    monkeypatch.setattr(run, "_on", lambda name, *args, **options: name == "cuda_graph")
+    monkeypatch.setattr(graph, "_aside", contextlib.nullcontext)
+    made = []
+
+    def record(step):
+        time.sleep(0.5)
+        made.append(step)
+        return SimpleNamespace(replay=step)
+
+    monkeypatch.setattr(graph, "_record", record)
+    begin = time.perf_counter()
+    metrics = train_student(config.model_copy(update={"feed": FeedConfig(kind=kind)}), tmp_path / "run")
+    elapsed = time.perf_counter() - begin
+    assert_same_run(folder, tmp_path / "run")
+    assert len(made) == 2, "each stage has a graph of its own"
+    train = metrics["train"]
+    assert train["preparing"] > 1 and train["seconds"] + train["preparing"] < elapsed
+    assert train["images_per_second"] == pytest.approx(2 * 96 / train["seconds"])
 
 
 def test_progressive_resolution_with_cached_logits_of_the_full_size(small_config, teacher, tmp_path):
