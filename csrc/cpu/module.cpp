@@ -21,6 +21,15 @@ TORCH_LIBRARY(ngd_fast, m) {
   m.def("geo_sums(Tensor features, Tensor labels, int num_classes) -> Tensor");
   // gradient *= factor (0-dim, same device), in place and without asking the device.
   m.def("scale_(Tensor(a!) gradient, Tensor factor) -> ()");
+  // A ResNet's first layers on grey images; for CUDA alone. Documented in ngd_fast/student/stem.py.
+  m.def(
+      "stem_fwd(Tensor images, Tensor weight, Tensor? gamma, Tensor? beta, Tensor? mean, Tensor? variance, "
+      "bool batch_statistics, float epsilon, bool want_index) "
+      "-> (Tensor out, Tensor index, Tensor kernel, Tensor statistics, Tensor taps)");
+  m.def(
+      "stem_bwd(Tensor grad_out, Tensor images, Tensor weight, Tensor? gamma, Tensor index, Tensor kernel, "
+      "Tensor statistics, Tensor taps, bool batch_statistics) "
+      "-> (Tensor grad_weight, Tensor grad_gamma, Tensor grad_beta)");
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {

@@ -66,6 +66,24 @@ __device__ __forceinline__ void mma_16x8x8(float (&acc)[4], const uint32_t (&a)[
 NGD_DEFINE_MMA(__nv_bfloat16, "bf16")
 NGD_DEFINE_MMA(__half, "f16")
 #undef NGD_DEFINE_MMA
+
+// 0xffff in each half where the halves of a and b, small integers, are equal: as float16 they are denormals, told apart.
+__device__ __forceinline__ uint32_t equal_halves(uint32_t a, uint32_t b) {
+  return __heq2_mask(*reinterpret_cast<__half2*>(&a), *reinterpret_cast<__half2*>(&b));
+}
+// Sums of two pairs of T, each rounded.
+template <typename T>
+__device__ __forceinline__ uint32_t add_pairs(uint32_t a, uint32_t b);
+template <>
+__device__ __forceinline__ uint32_t add_pairs<__nv_bfloat16>(uint32_t a, uint32_t b) {
+  __nv_bfloat162 sum = __hadd2(*reinterpret_cast<__nv_bfloat162*>(&a), *reinterpret_cast<__nv_bfloat162*>(&b));
+  return *reinterpret_cast<uint32_t*>(&sum);
+}
+template <>
+__device__ __forceinline__ uint32_t add_pairs<__half>(uint32_t a, uint32_t b) {
+  __half2 sum = __hadd2(*reinterpret_cast<__half2*>(&a), *reinterpret_cast<__half2*>(&b));
+  return *reinterpret_cast<uint32_t*>(&sum);
+}
 #else
 #define NGD_CLUSTERS 1
 #endif

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ngd_fast.errors import UserError
+from ngd_fast.student import stem
 
 
 def _conv(inputs: int, outputs: int, size: int, stride: int = 1) -> nn.Conv2d:
@@ -71,6 +72,8 @@ _DEPTHS: dict[int, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, int, in
 class ResNet(nn.Module):
     """images [B, 3, H, W] -> pooled features [B, out_features]; torchvision's network without its ``fc``.
 
+    Images [B, 1, H, W] stand for three equal channels, and take the fused stem where that runs.
+
     ``width`` is the number of channels of the first stage: 64 as published, fewer for small machines.
     """
 
@@ -96,6 +99,10 @@ class ResNet(nn.Module):
 
     def stem(self, images: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] -> [B, width, H/4, W/4]. A method of its own: the most memory traffic of a step lies here."""
+        if images.shape[1] == 1:
+            if not stem.why_not(images, self.conv1, self.bn1):
+                return stem.grey_stem(images, self.conv1, self.bn1)
+            images = images.expand(-1, 3, -1, -1)
         return self.maxpool(self.relu(self.bn1(self.conv1(images))))
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:

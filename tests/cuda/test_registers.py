@@ -15,6 +15,8 @@ FAST = {
     "rows": ("rows_mma", "rows_ffma"),
     "class_sums": ("prepare", "class_sums_256", "export_sums", "scale"),
     "small": ("small_objective",),
+    "stem_forward": ("stem_moments", "stem_prepare", "stem_pool"),
+    "stem_backward": ("stem_products", "stem_finish"),
 }
 FUNCTION = re.compile(
     r"Function properties for (\S+)\s+(\d+) bytes stack frame, (\d+) bytes spill stores, (\d+) bytes spill loads"

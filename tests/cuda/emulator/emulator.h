@@ -47,6 +47,7 @@ struct alignas(8) uint2 {
   unsigned x, y;
 };
 inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
 inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
 
 // ---- the two half types, as bits with conversions that round to nearest even -------------------------------------
@@ -273,6 +274,11 @@ T __shfl_xor_sync(unsigned, T value, int mask) {
   int lane = emulator::current->lane;
   return emulator::take<T>(emulator::exchange(value), lane ^ mask);
 }
+template <typename T>
+T __shfl_up_sync(unsigned, T value, int delta) {
+  int lane = emulator::current->lane;
+  return emulator::take<T>(emulator::exchange(value), lane < delta ? lane : lane - delta);
+}
 inline unsigned __ballot_sync(unsigned, int predicate) {
   const uint64_t* slots = emulator::exchange<int>(predicate != 0);
   unsigned votes = 0;
@@ -294,6 +300,12 @@ T atomicOr(T* at, T value) {
 template <typename T>
 T __ldcg(const T* at) {
   return *at;
+}
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  uint64_t bytes = uint64_t(high) << 32 | low;
+  unsigned out = 0;
+  for (int i = 0; i < 4; ++i) out |= unsigned(bytes >> (8 * (selector >> (4 * i) & 7)) & 255) << (8 * i);
+  return out;
 }
 inline int __popc(unsigned v) { return __builtin_popcount(v); }
 inline float rsqrtf(float v) { return 1.0f / std::sqrt(v); }
@@ -317,6 +329,23 @@ T* cluster_map(T* own, unsigned rank) {
 inline void wait_for_previous_kernel() {}
 inline void let_next_kernel_start() {}
 inline void forget(uint32_t&) {}
+inline uint32_t equal_halves(uint32_t a, uint32_t b) {
+  return ((a ^ b) & 0xffff ? 0 : 0xffffu) | ((a ^ b) >> 16 ? 0 : 0xffff0000u);
+}
+template <typename T>
+uint32_t add_pairs(uint32_t a, uint32_t b);
+template <>
+inline uint32_t add_pairs<__nv_bfloat16>(uint32_t a, uint32_t b) {
+  auto add = [](uint32_t x, uint32_t y) { return __float2bfloat16_rn(bits_float(x << 16) + bits_float(y << 16)).bits; };
+  return add(a, b) | uint32_t(add(a >> 16, b >> 16)) << 16;
+}
+template <>
+inline uint32_t add_pairs<__half>(uint32_t a, uint32_t b) {
+  auto add = [](uint32_t x, uint32_t y) {
+    return __float2half_rn(__half2float({uint16_t(x)}) + __half2float({uint16_t(y)})).bits;
+  };
+  return add(a, b) | uint32_t(add(a >> 16, b >> 16)) << 16;
+}
 
 // mma.sync.aligned.m16n8k{16,8}.row.col.f32: the lane's share of each operand as the PTX manual lays it out.
 template <typename T, int kDepth>
