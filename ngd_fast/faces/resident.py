@@ -35,8 +35,7 @@ class ResidentFeed(Feed):
                     f"{faces.source}: {self.source.num_bytes / 1e9:.1f} GB of pixels do not fit {free / 1e9:.1f} GB "
                     "of free device memory; use --feed dali or torch"
                 )
-        self.pixels: torch.Tensor | None = None
-        """uint8 [N, height, width, 1 or 3]; None until an epoch needs them."""
+        self._load_pixels()
         self.label_dist = torch.from_numpy(faces.label_dist).to(self.device).contiguous()
         self.labels = torch.from_numpy(faces.labels).to(self.device)
         self.order_on_device = torch.zeros(self.samples_per_rank, dtype=torch.int64, device=self.device)
@@ -48,7 +47,12 @@ class ResidentFeed(Feed):
         before = self.source
         super().set_image_size(image_size)
         if self.source is not before:
-            self.pixels = None
+            del self.pixels  # both may not fit
+            self._load_pixels()
+
+    def _load_pixels(self) -> None:
+        pixels = self.source.load_all(max(1, self.num_workers))
+        self.pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
 
     def empty_batch(self, count: int | None = None) -> Batch:
         """Uninitialised tensors for a batch of ``count`` (default: ``batch_size``)."""
@@ -65,9 +69,6 @@ class ResidentFeed(Feed):
         """
         if not 0 <= start_step <= self.steps_per_epoch:
             raise ValueError(f"start_step: must lie in [0, {self.steps_per_epoch}], is {start_step}")
-        if self.pixels is None:
-            pixels = self.source.load_all(max(1, self.num_workers))
-            self.pixels = torch.from_numpy(np.ascontiguousarray(pixels)).to(self.device)
         order, clock = torch.from_numpy(self.order(epoch)), torch.tensor([epoch, start_step])
         if self._on_gpu:
             # PyTorch gives pinned memory to nobody else before the copies out of it have run.
