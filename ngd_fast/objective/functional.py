@@ -277,7 +277,8 @@ def _run(
     if (checks.DEBUG or (name == "reference" and device.type == "cpu")) and not torch.compiler.is_compiling():
         checks.index_values(target, labels, num_classes)
     if name == "reference":
-        terms = reference.objective(
+        # Unpacked and not sliced: torch.compile of PyTorch 2.8 cannot slice a named tuple.
+        total, *terms = reference.objective(
             features,
             logits,
             target,
@@ -302,7 +303,7 @@ def _run(
             margin_weight=margin_weight,
             group=group,
         )
-        return ObjectiveOutput(terms.total, *(term.detach() for term in terms[1:]))
+        return ObjectiveOutput(total, *(term.detach() for term in terms))
     total, terms = ops.objective(
         name,
         features,
