@@ -40,7 +40,7 @@ def _load_cpu() -> str:
         importlib.import_module("ngd_fast._C")  # registers the operators; needs torch's libraries, imported above
     except ImportError as error:
         return f"ngd_fast._C does not load: {error}"
-    if not hasattr(torch.ops.ngd_fast, "objective"):
+    if not all(hasattr(torch.ops.ngd_fast, name) for name in ("objective", "stem_fwd")):
         return "ngd_fast._C is older than this source; build again: pip install --no-build-isolation ."
     return ""
 
