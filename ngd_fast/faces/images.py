@@ -14,16 +14,17 @@ IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".p
 def decode_image(
     path: str | Path, *, grey: bool = False, side: int | None = None, box: Sequence[float] | None = None
 ) -> np.ndarray:
-    """Decode one image to uint8 [H, W, 3], or [H, W] with ``grey`` (ITU-R 601 luma).
+    """Decode one image to uint8 [H, W, 3], or [H, W] with ``grey`` (ITU-R 601 luma), upright as its EXIF tag says.
 
     box   (left, top, right, bottom) in pixels: only this part; what lies beyond the border is black
     side  resize to side x side with a triangle filter that widens when it shrinks (antialiased)
     Raises UserError naming the file when it is missing or no image.
     """
-    from PIL import Image
+    from PIL import Image, ImageOps
 
     try:
         with Image.open(path) as image:
+            ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16-bit PNG: PIL would clip, not scale
                 image = image.point(lambda value: value / 256)
             image = image.convert("L" if grey else "RGB")

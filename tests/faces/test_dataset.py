@@ -224,3 +224,12 @@ def test_real_ferplus(shared_data):
     faces = Faces.load(shared_data / "ferplus" / "ferplus_valid.npz")
     assert (len(faces), faces.images.shape[1:]) == (3553, (48, 48))
     assert faces.class_counts.tolist() == [1335, 899, 456, 412, 319, 34, 74, 24]
+
+
+@pytest.mark.parametrize(("orientation", "turned"), [(1, 0), (6, 3), (3, 2), (8, 1)])
+def test_photographs_are_turned_upright_as_their_exif_says(tmp_path, orientation, turned):
+    stored = _images(1)[0]
+    tag = Image.Exif()
+    tag[0x0112] = orientation
+    Image.fromarray(stored).save(tmp_path / "a.png", exif=tag)
+    np.testing.assert_array_equal(decode_image(tmp_path / "a.png", grey=True), np.rot90(stored, turned))
