@@ -55,6 +55,9 @@ class ModelConfig(Config):
     embedding_dim: int = Field(256, ge=1)
     logit_scale: float = Field(1.0, gt=0)
     """Fixed factor on the logits; 1 is the paper's plain linear head on unit features."""
+    stem: Literal["auto", "fused", "layers"] = "auto"
+    """A ResNet's first layers on grey faces: one fused operator on the GPU, or layer by layer; auto: fused where it
+    runs. The same function, rounded once instead of after each layer."""
     weights: str | None = None
     """File of backbone weights (torchvision's names; .safetensors, .pth or a student of ours) to start from."""
     pretrained: bool = False

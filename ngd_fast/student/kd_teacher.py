@@ -16,11 +16,15 @@ from ngd_fast.faces.augment import FLIP, AugmentConfig, seed_key, uniform
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Batch, make_feed
 from ngd_fast.student.networks import build_student
+from ngd_fast.student.resnet import ResNet
 from ngd_fast.student.weights import load_student, read_state_dict, student_file
 
 
 class LogitsOnly(nn.Module):
-    """A student as a teacher: images [B, 3, S, S] normalised by the pupil's mean and std -> logits [B, C] float32."""
+    """A network as a teacher: images normalised by the pupil's mean and std -> logits [B, C] float32.
+
+    images [B, 3, S, S], or [B, 1, S, S] standing for three equal channels.
+    """
 
     def __init__(self, network: nn.Module, scale: torch.Tensor | None = None, shift: torch.Tensor | None = None):
         super().__init__()
@@ -30,7 +34,9 @@ class LogitsOnly(nn.Module):
 
     def forward(self, images: torch.Tensor) -> torch.Tensor:
         if self.scale is not None:
-            images = images * self.scale + self.shift
+            images = (images * self.scale + self.shift).to(images.dtype)
+        if images.shape[1] == 1 and not isinstance(getattr(self.network, "backbone", None), ResNet):
+            images = images.expand(-1, 3, -1, -1)
         out = self.network(images)
         return (out[1] if isinstance(out, tuple) else out).float()
 
@@ -55,9 +61,13 @@ def load_kd_teacher(
     scale = shift = None
     ours, theirs = ([torch.tensor(v).expand(3).float() for v in p] for p in ((mean, std), (meta["mean"], meta["std"])))
     if any(not torch.equal(a, b) for a, b in zip(ours, theirs)):
-        scale = (ours[1] / theirs[1]).view(1, 3, 1, 1)
-        shift = ((ours[0] - theirs[0]) / theirs[1]).view(1, 3, 1, 1)
+        scale, shift = (_per_channel(v) for v in (ours[1] / theirs[1], (ours[0] - theirs[0]) / theirs[1]))
     return _frozen(LogitsOnly(network, scale, shift)), sha256(file)
+
+
+def _per_channel(values: torch.Tensor) -> torch.Tensor:
+    """[1, 3, 1, 1], or [1, 1, 1, 1] where all are equal, so that one channel stays one."""
+    return (values[:1] if (values == values[0]).all() else values).view(1, -1, 1, 1)
 
 
 def teacher_file(teacher: str | None, weights: str | None) -> Path:

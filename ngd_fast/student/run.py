@@ -13,7 +13,9 @@ from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
+from ngd_fast.faces.pixels import source_shape
 from ngd_fast.prototypes.bank import PrototypeBank
+from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
 from ngd_fast.student.distributed import Ranks, join_ranks
 from ngd_fast.student.kd_teacher import (
@@ -25,6 +27,7 @@ from ngd_fast.student.kd_teacher import (
     teacher_file,
 )
 from ngd_fast.student.networks import build_student
+from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
 from ngd_fast.student.step import AUTOCAST, StudentStep
@@ -87,7 +90,8 @@ def holds_finished_run(folder: Path, config: StudentConfig) -> bool:
 def _train(configs, folders, inputs: "list[Inputs]", ranks: Ranks, device: torch.device, resume: bool):
     config = configs[0]
     _set_determinism(config, device)
-    feeds = _make_feeds(config, inputs[0], ranks, device)
+    channels = _input_channels(configs, inputs[0].train, ranks, device)
+    feeds = _make_feeds(config, inputs[0], channels, ranks, device)
     try:
         steps_per_epoch = feeds[0].steps_per_epoch // config.train.accumulation
         if not steps_per_epoch:
@@ -184,7 +188,39 @@ def _load_bank(config: StudentConfig) -> PrototypeBank:
     return bank
 
 
-def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: torch.device) -> tuple[Feed, Feed]:
+def _input_channels(configs: Sequence[StudentConfig], faces: Faces, ranks: Ranks, device: torch.device) -> int:
+    """1 where all students take grey faces through the fused stem, else 3.
+
+    Raises UserError where model.stem=fused cannot be.
+    """
+    reason = next(filter(None, (_why_no_fused_stem(config, faces, device) for config in configs)), "")
+    if reason and any(config.model.stem == "fused" for config in configs):
+        raise UserError(f"model.stem=fused: {reason}")
+    if ranks.is_main and device.type == "cuda":
+        say(f"stem: layer by layer ({reason})" if reason else "stem: fused")
+    return 3 if reason else 1
+
+
+def _why_no_fused_stem(config: StudentConfig, faces: Faces, device: torch.device) -> str:
+    data, shape = config.data, parse_arch(config.model.arch)
+    if config.model.stem == "layers":
+        return "model.stem=layers"
+    if shape is None:
+        return f"model.arch {config.model.arch} is none of resnet18, resnet34, resnet50"
+    if config.train.sync_bn or config.train.precision == "fp32":
+        return "train.sync_bn" if config.train.sync_bn else "train.precision=fp32"
+    if any(isinstance(value, tuple) and len(set(value)) > 1 for value in (data.mean, data.std)):
+        return "data.mean or data.std differs between the channels"
+    if source_shape(faces, data.image_size, grey=data.grey)[2] > 1:
+        return "the faces are in color (data.grey=true would make them grey)"
+    sizes = [data.image_size, *(stage.image_size for stage in config.train.resolution or ())]
+    reasons = (stem.why_not_here(device), stem.why_not_channels(shape[1]), *(stem.why_not_size(s, s) for s in sizes))
+    return next(filter(None, reasons), "")
+
+
+def _make_feeds(
+    config: StudentConfig, inputs: Inputs, channels: int, ranks: Ranks, device: torch.device
+) -> tuple[Feed, Feed]:
     data, train = config.data, config.train
     per_rank, rest = divmod(train.batch_size, ranks.world_size)
     if rest or not per_rank:
@@ -192,8 +228,8 @@ def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: tor
     common = {
         "kind": config.feed.kind,
         "image_size": data.image_size,
-        "mean": data.mean,
-        "std": data.std,
+        "mean": _one_number(data.mean),
+        "std": _one_number(data.std),
         "grey": data.grey,
         "skip_bad": data.skip_bad,
         "num_workers": config.feed.workers,
@@ -211,10 +247,16 @@ def _make_feeds(config: StudentConfig, inputs: Inputs, ranks: Ranks, device: tor
         augment=config.augment,
         dtype=half or torch.float32,
         draw_labels=data.draw_labels,
+        channels=channels,
         **common,
     )
     common["kind"] = feed.kind
     return feed, make_feed(inputs.valid, train=False, batch_size=train.valid_batch_size, **common)
+
+
+def _one_number(value):
+    """``value`` for any number of channels, where it is the same for all three."""
+    return value[0] if isinstance(value, tuple) and len(set(value)) == 1 else value
 
 
 def _make_step(

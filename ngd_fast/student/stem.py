@@ -15,9 +15,9 @@ _MOST_PIXELS = 512
 
 
 def why_not_here(device: torch.device) -> str:
-    """Why nothing runs fused on ``device``; empty where it can."""
+    """Why the fused stem does not run on ``device``; empty where it does."""
     if device.type != "cuda":
-        return f"the images are on {device.type}"
+        return f"it needs a GPU, not {device.type}"
     missing = backends.why_not("cuda")
     return missing and f"the CUDA backend is missing: {missing}"
 
@@ -27,6 +27,11 @@ def why_not_size(height: int, width: int) -> str:
     if height % 4 or width % 16 or not 4 <= height <= _MOST_PIXELS or not 16 <= width <= _MOST_PIXELS:
         return f"{height} x {width} pixels: wanted multiples of 4 and 16, up to {_MOST_PIXELS}"
     return ""
+
+
+def why_not_channels(channels: int) -> str:
+    """Why a convolution with so many outputs does not fit; empty where it does."""
+    return f"{channels} channels: wanted a multiple of 32, up to 1024" if channels % 32 or channels > 1024 else ""
 
 
 def why_not_layers(conv: nn.Conv2d, norm: nn.Module) -> str:
@@ -43,9 +48,7 @@ def why_not_layers(conv: nn.Conv2d, norm: nn.Module) -> str:
         return "batch norm without moving averages, or a bias before it"
     if conv.weight.dtype != torch.float32 or (conv.kernel_size, conv.stride, conv.padding) != ((7, 7), (2, 2), (3, 3)):
         return "wanted a float32 convolution of 7 x 7, stride 2, padding 3"
-    if conv.out_channels % 32 or conv.out_channels > 1024:
-        return f"{conv.out_channels} channels: wanted a multiple of 32, up to 1024"
-    return ""
+    return why_not_channels(conv.out_channels)
 
 
 def why_not(images: Tensor, conv: nn.Conv2d, norm: nn.Module) -> str:

@@ -348,7 +348,7 @@ class TestResNet:
 def test_says_why_not():
     conv, norm = layers(32)
     images = torch.zeros(1, 1, 32, 32, dtype=torch.bfloat16)
-    assert "the images are on cpu" in stem.why_not(images, conv, norm)
+    assert "needs a GPU" in stem.why_not(images, conv, norm)
     assert "SyncBatchNorm" in stem.why_not_layers(conv, nn.SyncBatchNorm(32))
     assert "folded" in stem.why_not_layers(conv, nn.Identity())
     assert "bias" in stem.why_not_layers(nn.Conv2d(3, 32, 7, 2, 3), norm)
@@ -356,3 +356,75 @@ def test_says_why_not():
     assert "multiple of 32" in stem.why_not_layers(layers(16)[0], layers(16)[1])
     assert "multiples" in stem.why_not_size(224, 220)
     assert stem.why_not_size(224, 224) == stem.why_not_layers(conv, norm) == ""
+
+
+@pytest.mark.gpu
+class TestOnGpu:
+    @pytest.fixture(autouse=True)
+    def _built(self):
+        reason = stem.why_not_here(torch.device("cuda"))
+        if reason:
+            pytest.skip(reason)
+
+    def make(self, dtype=torch.bfloat16, count=8, size=224, channels=64):
+        conv, norm = layers(channels)
+        images, grad_out = faces(count, size, size, dtype), torch.randn(count, channels, size // 4, size // 4).to(dtype)
+        return conv.cuda().to(memory_format=torch.channels_last), norm.cuda(), images.cuda(), grad_out.cuda()
+
+    def run(self, run, conv, norm, images, grad_out):
+        out = run(images, conv, norm)
+        return out.detach(), *torch.autograd.grad(out, (conv.weight, norm.weight, norm.bias), grad_out)
+
+    @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
+    @pytest.mark.parametrize(
+        ("dtype", "count", "size", "channels"),
+        [
+            (torch.bfloat16, 8, 224, 64),
+            (torch.float16, 8, 224, 64),
+            (torch.bfloat16, 1, 16, 32),
+            (torch.bfloat16, 33, 112, 96),
+            (torch.float16, 3, 48, 128),
+        ],
+    )
+    def test_values_and_gradients(self, dtype, count, size, channels, training):
+        conv, norm, images, grad_out = self.make(dtype, count, size, channels)
+        norm.train(training)
+        want, want_grads, moved = exact(images, conv, norm, grad_out)
+        out, *grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        step = 2**-8 if dtype == torch.bfloat16 else 2**-11
+        torch.testing.assert_close(out.double(), want, rtol=step + 2**-19, atol=2e-5)
+        for got, wanted in zip(grads, want_grads, strict=True):
+            assert error(got, wanted) < step
+        torch.testing.assert_close(norm.running_var.double(), moved.running_var, rtol=1e-5, atol=1e-6)
+
+    def test_same_bits_from_run_to_run(self):
+        conv, norm, images, grad_out = self.make()
+        first = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        for _ in range(3):
+            assert all(map(torch.equal, first, self.run(stem.grey_stem, conv, norm, images, grad_out)))
+
+    def test_compiled_and_captured(self):
+        conv, norm, images, grad_out = self.make()
+        compiled = torch.compile(stem.grey_stem, fullgraph=True)
+        first = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                self.run(compiled, conv, norm, images, grad_out)
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            captured = self.run(compiled, conv, norm, images, grad_out)
+        norm.reset_running_stats()
+        graph.replay()
+        assert all(map(torch.equal, first, captured))
+        assert int(norm.num_batches_tracked) == 1
+
+    def test_beyond_a_gigabyte(self):
+        """Offsets of more than 2^31 bytes."""
+        conv, norm, images, grad_out = self.make(count=1400)
+        norm.eval()
+        out, *_ = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        few, *_ = self.run(stem.grey_stem, conv, norm, images[-2:], grad_out[-2:])
+        assert torch.equal(out[-2:], few)
