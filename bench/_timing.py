@@ -14,6 +14,10 @@ Call = Callable[[], object]
 _ROUNDS = 15
 
 
+def wait_for_turn() -> None:
+    """Called between warm-up and timing. gpu-check replaces it, to let one process after the other have the GPU."""
+
+
 def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 0.3) -> dict[str, float]:
     """Median microseconds of a call of each, taken in turns, so that a change of clock or load meets all alike.
 
@@ -22,9 +26,12 @@ def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 
     """
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
     repeats = {}
-    for name, call in calls.items():
+    for call in calls.values():
         for _ in range(3):
             call()
+    synchronise()
+    wait_for_turn()
+    for name, call in calls.items():
         synchronise()
         start = time.perf_counter()
         call()

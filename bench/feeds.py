@@ -31,9 +31,21 @@ def make_faces(count: int):
     return Faces(images=images, label_dist=np.eye(8, dtype=np.float32)[labels], source="random faces")
 
 
-def measure(kind: str, batch: int, size: int, device: torch.device, *, workers: int = 0, seconds: float = 2.0) -> dict:
-    """One row: epochs are read for ``seconds`` after one batch of warm-up; the device is waited for once, at the
-    end."""
+def measure(
+    batch: int,
+    size: int,
+    device: torch.device,
+    *,
+    feeds: Sequence[str] | None = None,
+    workers: int = 0,
+    seconds: float = 2.0,
+) -> list[dict]:
+    """A row for each of ``feeds``, some of :func:`kinds`, by default all."""
+    return [_measure_one(kind, batch, size, device, workers, seconds) for kind in feeds or kinds(device)]
+
+
+def _measure_one(kind: str, batch: int, size: int, device: torch.device, workers: int, seconds: float) -> dict:
+    """Epochs are read for ``seconds`` after one batch of warm-up; the device is waited for once, at the end."""
     from ngd_fast.faces.feeds import make_feed
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32

@@ -1,191 +1,314 @@
 """make gpu-check: where a GPU is, build the extension, run every GPU test and the benches, print a table.
 
-Needs torch with CUDA, its nvcc, triton, numpy, pytest and pytest-benchmark; no network. Under 8 minutes on one H200. A
-short table comes last, everything goes to --out as JSON. Exit status: 0 all tests passed; 1 a test failed, or none
-ran, or the build failed; 2 no GPU is visible. Tests and benches of the training step and the feeds run where the
-packages that they need are installed.
+Needs torch with CUDA, its nvcc, triton, numpy, pytest and pytest-benchmark; no network. Under 8 minutes on one H200
+with 16 cores. A short table comes last, everything goes to --out as JSON, what each part printed to a file beside it.
+Exit status: 0 all tests passed; 1 a test failed, or none ran, or the build failed; 2 no GPU is visible. A bench that
+fails is named above the verdict. Tests and benches of training want more packages (PyYAML, tqdm, safetensors, ...);
+what is left out for want of them is named. Without pydantic configurations are read unchecked (bench/standins).
+
+Each part is a process of its own with a limit of time. Tests run side by side while the benches compile what they will
+measure; then the benches are let go one after the other, each alone on the GPU.
 """
 
 import argparse
+import contextlib
 import json
 import os
-import shutil
-import subprocess
+import re
+import signal
 import sys
+import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
+# These lie beside this file; as ngd_fast.bench they are there only once the build is done.
+from _processes import Process
+from _summary import table
+
 ROOT = Path(__file__).resolve().parents[1]
-# Folders whose tests import torch, triton, numpy and pytest alone.
-TESTS = ("tests/objective", "tests/kernels", "tests/cuda")
-MORE_TESTS = ("tests/faces", "tests/student")  # need the package's other dependencies too
-OBJECTIVE = {"float32": (128, 16_384), "bfloat16": (128, 1024, 16_384, 262_144)}
-MEASURE_OBJECTIVE = """
-import json, sys, torch
-from ngd_fast.bench import _timing, objective
-device = torch.device("cuda")
-rows = objective.measure(int(sys.argv[1]), sys.argv[2], device, objective.implementations(device), seconds=0.15)
-print(json.dumps(rows))
-"""
-MEASURE_STEP = """
-import json, sys, torch
-from ngd_fast.bench import step
-print(json.dumps(step.measure(sys.argv[1], 128, 224, torch.device("cuda"), ("compiled", "graph"), seconds=1.0)))
-"""
-MEASURE_FEEDS = """
-import json, torch
-from ngd_fast.bench import feeds
-device = torch.device("cuda")
-print(json.dumps([feeds.measure(kind, 128, 224, device, workers=4) for kind in feeds.kinds(device)]))
-"""
-MACHINE = """
-import json, torch
+# Their tests import torch, triton, numpy and pytest alone.
+CORE = ("objective", "kernels", "cuda")
+MORE = {
+    "faces": ("yaml", "tqdm", "PIL"),
+    "student": ("yaml", "tqdm", "PIL", "safetensors", "sklearn", "tensorboard"),
+    "eeg": ("yaml", "tqdm", "scipy", "mne"),
+}
+STAND_INS = ("pydantic",)
+
+JOB = """
+import importlib, json, pathlib, sys, torch
 from ngd_fast.bench import _timing
-print(json.dumps(_timing.machine(torch.device("cuda"))))
+module, arguments, device, out = sys.argv[1:]
+out = pathlib.Path(out)
+def wait_for_turn():
+    out.with_suffix(".ready").touch()
+    sys.stdin.readline()
+_timing.wait_for_turn = wait_for_turn
+rows = importlib.import_module(f"ngd_fast.bench.{module}").measure(device=torch.device(device), **json.loads(arguments))
+out.write_text(json.dumps(rows))
 """
+
+
+@dataclass
+class Bench:
+    module: str
+    name: str
+    arguments: dict
+    early: bool = True
+    """It waits for its turn between its warm-up and its timing; else it is started when its turn has come."""
+    limit: float = 60.0
+    """Seconds of its turn."""
+    title: str = ""
+    process: Process | None = None
+
+    def __post_init__(self):
+        self.title = f"bench {self.module} {self.name}"
+
+
+def benches() -> list[Bench]:
+    """In the order of their turns: what matters most comes first, should time run out."""
+    ours = [f"ngd_fast {way}" for way in ("graph", "graph, cuDNN timed", "graph, 2 students", "graph, 4 students")]
+    plain = [f"PyTorch {how}" for how in ("eager", "compiled", "graph")]
+    steps = {
+        "B0": [*plain, "ngd_fast eager", "ngd_fast compiled", *ours],
+        "B3": [*plain, *ours[:3]],
+        "B3-cached": ["PyTorch graph", ours[0]],
+        "B3-no-kd": [ours[0]],
+    }
+    shapes = [(128, "float32"), (16_384, "bfloat16"), (262_144, "bfloat16")]
+    shapes += [(128, "bfloat16"), (1024, "bfloat16"), (16_384, "float32")]
+    return [
+        *(
+            Bench("objective", f"B={B:,} {dtype}", {"B": B, "dtype_name": dtype, "whats": ["both"], "seconds": 0.15})
+            for B, dtype in shapes
+        ),
+        *(
+            Bench("step", variant, {"variant": variant, "batch": 128, "image_size": 224, "implementations": names})
+            for variant, names in steps.items()
+        ),
+        *(
+            Bench(
+                "train",
+                variant,
+                {"variant": variant, "batch": 128, "image_size": 224, "hows": ["graph"], "epochs": 2, **options},
+                early=False,
+                limit=120,
+            )
+            for variant, options in {"B0": {}, "B3": {"kinds": ["resident"]}}.items()
+        ),
+        Bench("feeds", "224 px", {"batch": 128, "size": 224, "workers": 4}, early=False),
+    ]
 
 
 class Check:
+    device = "cuda"
+
     def __init__(self, options):
         self.options = options
         self.started = time.monotonic()
-        self.report = {"command": " ".join(["python", *sys.argv]), "tests": {}, "benches": {}, "problems": []}
+        self.stopped = False
+        self.folder = options.out.with_suffix("")  # of the parts' output
+        self.folder.mkdir(parents=True, exist_ok=True)
+        self.missing = [name for name in STAND_INS if find_spec(name) is None]
+        self.processes: set[Process] = set()
+        self.lock = threading.RLock()  # the signal's handler may come while its own thread holds it
+        self.report = {
+            "command": " ".join(["python", *sys.argv]),
+            "ok": False,
+            "finished": False,
+            "tests": {},
+            "benches": {},
+            "left_out": [],
+            "problems": [],
+        }
+        if self.missing:
+            self.report["stand_ins"] = self.missing
 
     def left(self) -> float:
-        return self.options.minutes * 60 - (time.monotonic() - self.started)
+        """Seconds until everything must be over."""
+        return 0.0 if self.stopped else self.options.minutes * 60 - (time.monotonic() - self.started)
 
-    def run(self, title: str, *command: str, limit: float, environment=None) -> subprocess.CompletedProcess | None:
-        """Run a command, show its last lines where it fails; None where it ran out of time."""
-        print(f"== {title}", flush=True)
-        try:
-            done = subprocess.run(
-                command,
-                cwd=ROOT,
-                capture_output=True,
-                text=True,
-                timeout=max(10.0, min(limit, self.left())),
-                env={**os.environ, **(environment or {})},
-            )
-        except subprocess.TimeoutExpired:
-            self.report["problems"].append(f"{title}: ran out of time")
-            print(self.report["problems"][-1])
-            return None
-        if done.returncode:
-            print("\n".join((done.stdout + done.stderr).splitlines()[-25:]))
-        return done
+    def stop(self, *_) -> None:
+        """On SIGINT and SIGTERM: end what runs, start nothing more; the report is written as it is."""
+        self.stopped = True
+        with self.lock:
+            running = list(self.processes)
+        for process in running:
+            process.end()
+
+    def note(self, kind: str, text: str) -> None:
+        """Say and keep a line of the report's ``problems`` or ``left_out``."""
+        with self.lock:
+            self.report[kind].append(text)
+        print(f"== {'left out: ' if kind == 'left_out' else ''}{text}", flush=True)
+
+    def write(self) -> None:
+        """Write the report as it stands; whole at any moment."""
+        with self.lock:
+            self.report["seconds"] = round(time.monotonic() - self.started, 1)
+            part = self.options.out.with_suffix(".part")
+            part.write_text(json.dumps(self.report, indent=2) + "\n")
+            part.replace(self.options.out)
+
+    def start(self, title: str, command: list[str], **environment: str) -> Process:
+        environment = {**os.environ, **environment}
+        # Where this Python is not on the path, neither is its ninja, and the build takes one file after the other.
+        environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), environment.get("PATH", os.defpath)])
+        if self.missing:
+            path = [str(ROOT / "bench" / "standins"), environment.get("PYTHONPATH", "")]
+            environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
+        log = self.folder / (re.sub(r"[^A-Za-z0-9.=-]+", "_", title) + ".log")
+        process = Process(command, ROOT, log, environment)
+        with self.lock:
+            self.processes.add(process)
+        return process
+
+    def finish(self, title: str, process: Process, limit: float, accepted: tuple[int, ...] = (0,)) -> int | None:
+        """Wait for a process, at most ``limit`` seconds; what it ended with, shown where that is not accepted."""
+        begin = time.monotonic()
+        status = process.wait(min(limit, self.left()))
+        with self.lock:
+            self.processes.discard(process)
+        if status is None:
+            self.note("problems", f"{title}: ended after {time.monotonic() - begin:.0f} s, out of time")
+        elif status not in accepted:
+            self.note("problems", f"{title}: failed (exit status {status})")
+            print(process.last_lines(), flush=True)
+        return status
+
+    # -- the build ----------------------------------------------------------------------------------------------------
 
     def build(self, capability: str) -> bool:
         """Install in place, for this GPU's architecture alone."""
-        environment = {
-            "TORCH_CUDA_ARCH_LIST": capability,
-            "MAX_JOBS": os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)),
-            "NGD_FAST_CUDA": "1",
-        }
-        command = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-build-isolation", "-q", "-e", "."]
-        done = self.run(f"build for sm_{capability.replace('.', '')}", *command, limit=240, environment=environment)
-        ok = done is not None and done.returncode == 0
+        title = f"build for sm_{capability.replace('.', '')}"
+        print(f"== {title}", flush=True)
+        pip = [sys.executable, "-m", "pip", "install"]
+        process = self.start(
+            title,
+            [*pip, "-v", "--no-index", "--no-deps", "--no-build-isolation", "-e", "."],
+            TORCH_CUDA_ARCH_LIST=capability,
+            MAX_JOBS=os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)),
+            NGD_FAST_CUDA="1",
+            PIP_DISABLE_PIP_VERSION_CHECK="1",
+        )
+        ok = self.finish(title, process, limit=300) == 0
         self.report["build"] = {"ok": ok, "seconds": round(time.monotonic() - self.started, 1)}
         return ok
 
-    def tests(self) -> bool:
-        """GPU tests, and the parity tests of the objective; False where one failed or none ran."""
-        folders = [folder for folder in TESTS if (ROOT / folder).is_dir()]
-        results = [self._pytest("gpu tests", [*folders, "-m", "gpu"], limit=200)]
-        missing = self._missing()
-        more = [folder for folder in MORE_TESTS if (ROOT / folder).is_dir()]
-        if missing:
-            print(f"== left out: gpu tests in {', '.join(more)} (not installed: {', '.join(missing)})")
-            self.report["left_out"] = {"tests": more, "not_installed": missing}
-        elif more:
-            results.append(self._pytest("gpu tests of feeds and student", [*more, "-m", "gpu"], limit=120))
-        quick = ["tests/objective", "-m", "not gpu", "-x"]
-        results.append(self._pytest("parity of the C++ objective", quick, limit=90))
-        return all(results)
+    # -- tests --------------------------------------------------------------------------------------------------------
 
-    def _pytest(self, title: str, arguments: list[str], *, limit: float) -> bool:
-        xml = self.options.out.with_suffix(".xml")
+    def test_parts(self) -> dict[str, list[str]]:
+        """title -> pytest's arguments: each file with GPU tests, those for every backend halved; and the C++ parity."""
+        parts = {}
+        for file in sorted((ROOT / "tests").glob("*/test_*.py")):
+            if not re.search(r"mark\.gpu|\bBACKENDS\b", file.read_text()):
+                continue
+            name, needs = file.relative_to(ROOT).as_posix(), MORE.get(file.parent.name, ())
+            if absent := [package for package in needs if find_spec(package) is None]:
+                self.note("left_out", f"{name} (not installed: {', '.join(absent)})")
+                continue
+            slow = "" if self.options.sanitize else " and not sanitizer"
+            for half in ("triton", "not triton") if "BACKENDS" in file.read_text() else ("",):
+                arguments = [name, "-m", "gpu", "-k", (half + slow).removeprefix(" and ")]
+                parts[" ".join(filter(None, (name, half)))] = arguments if arguments[-1] else arguments[:-2]
+        parts["parity of the C++ objective"] = ["tests/objective", "-m", "not gpu"]
+        return parts
+
+    def tests(self) -> bool:
+        """All parts side by side; False where a test failed, or where a core folder ran none."""
+        parts = self.test_parts()
+        print(f"== {len(parts)} parts of the tests, side by side", flush=True)
+        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+            passed = list(pool.map(lambda part: self.pytest(*part), parts.items()))
+        for folder in CORE:
+            titles = [title for title in self.report["tests"] if title.startswith(f"tests/{folder}/")]
+            if not any(self.report["tests"][title]["passed"] for title in titles):
+                self.note("problems", f"tests/{folder}: none of its GPU tests ran")
+                return False
+        return all(passed)
+
+    def pytest(self, title: str, arguments: list[str], limit: float = 270.0) -> bool:
+        """Run one part and count its tests; False where one failed or time ran out."""
+        xml = self.folder / (re.sub(r"\W+", "_", title) + ".xml")
+        xml.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *arguments]
-        done = self.run(title, *command, limit=limit)
+        begin = time.monotonic()
+        # Many processes share the cores; 5: pytest found no test, for example of this half of a file.
+        process = self.start(title, command, OMP_NUM_THREADS="2", TORCHINDUCTOR_COMPILE_THREADS="2")
+        status = self.finish(title, process, limit, accepted=(0, 5))
         counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
-        if xml.exists():
+        with contextlib.suppress(OSError, ElementTree.ParseError):
             for suite in ElementTree.parse(xml).getroot().iter("testsuite"):
                 for name in counts:
                     counts[name] += int(suite.get(name, 0))
-            xml.unlink()
         passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
-        ok = done is not None and done.returncode == 0 and passed > 0
-        self.report["tests"][title] = {**counts, "passed": passed, "ok": ok}
+        ok, seconds = status in (0, 5), round(time.monotonic() - begin, 1)
+        with self.lock:
+            self.report["tests"][title] = {**counts, "passed": passed, "ok": ok, "seconds": seconds}
+        print(f"== {title}: {passed} of {counts['tests']} passed", flush=True)
+        self.write()
         return ok
 
-    @staticmethod
-    def _missing() -> list[str]:
-        from importlib.util import find_spec
+    # -- benches ------------------------------------------------------------------------------------------------------
 
-        wanted = ("pydantic", "yaml", "click", "rich", "tqdm", "safetensors", "sklearn", "tensorboard", "PIL", "scipy")
-        return [name for name in wanted if find_spec(name) is None]
-
-    def sanitize(self) -> bool:
-        """compute-sanitizer's memcheck over one case of every kernel; True where the tool is absent."""
-        tool = shutil.which("compute-sanitizer") or shutil.which("compute-sanitizer", path="/usr/local/cuda/bin")
-        if tool is None:
-            print("== compute-sanitizer: not found, left out")
-            self.report["sanitizer"] = "not found"
-            return True
-        tests = [folder for folder in ("tests/cuda", "tests/kernels") if (ROOT / folder).is_dir()]
-        command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-m", "pytest", "-q", "-x"]
-        chosen = "odd or one or strided or broadcast or small"
-        done = self.run("compute-sanitizer", *command, *tests, "-m", "gpu", "-k", chosen, limit=180)
-        ok = done is not None and done.returncode == 0
-        self.report["sanitizer"] = "clean" if ok else "errors"
-        return ok
-
-    def bench(self) -> None:
-        """Benches, each shape in a process of its own so that one failure costs one row, while there is time."""
-        jobs = [
-            ("objective", f"{dtype} B={B:,}", MEASURE_OBJECTIVE, (str(B), dtype))
-            for dtype, batches in OBJECTIVE.items()
-            for B in batches
-        ]
-        if not self._missing():
-            jobs += [("step", variant, MEASURE_STEP, (variant,)) for variant in ("B0", "B3")]
-            jobs += [("feeds", "224 px", MEASURE_FEEDS, ())]
-        for kind, name, code, arguments in jobs:
-            if self.left() < 20:
-                self.report["problems"].append(f"bench {kind} {name}: no time left")
+    def start_benches(self) -> list[Bench]:
+        """Those that can run here; what can compile early is started and will wait for its turn."""
+        chosen = []
+        for bench in benches():
+            needs = MORE["student"] if bench.module != "objective" else ()
+            if absent := [package for package in needs if find_spec(package) is None]:
+                self.note("left_out", f"{bench.title} (not installed: {', '.join(absent)})")
                 continue
-            rows = self._json(f"bench {kind} {name}", code, *arguments, limit=90)
-            self.report["benches"].setdefault(kind, []).extend(rows or [])
+            chosen.append(bench)
+            if bench.early:
+                self._launch(bench, TORCHINDUCTOR_COMPILE_THREADS="4")
+        return chosen
 
-    def _json(self, title: str, code: str, *arguments: str, limit: float):
-        done = self.run(title, sys.executable, "-c", code, *arguments, limit=limit)
-        if done is None or done.returncode:
-            self.report["problems"].append(f"{title}: failed")
-            return None
-        return json.loads(done.stdout.splitlines()[-1])
+    def run_benches(self, chosen: list[Bench]) -> None:
+        """Give each its turn, while there is time; all have warmed up before the first is timed."""
+        deadline = time.monotonic() + 90
+        for bench in chosen:
+            while bench.early and not self._is_settled(bench) and time.monotonic() < deadline and self.left() > 0:
+                time.sleep(0.1)
+        for bench in chosen:
+            if self.left() < 15:
+                self.note("left_out", f"{bench.title}: no time left")
+                continue
+            print(f"== {bench.title}", flush=True)
+            if not bench.early:
+                self._launch(bench)
+            bench.process.let_go()
+            if self.finish(bench.title, bench.process, bench.limit) == 0:
+                rows = json.loads(self._result(bench).read_text())
+                self.report["benches"].setdefault(bench.module, []).extend(rows)
+            self.write()
 
-    def table(self) -> list[str]:
-        """The short table that ends the output, in Markdown."""
-        lines = ["| objective, forward + backward | B | eager us | graph us | graph, cold L2, us | GB/s | extra MB |"]
-        lines.append("|---|---|---|---|---|---|---|")
-        rows = [row for row in self.report["benches"].get("objective", []) if row["what"] == "both"]
-        for plain in (row for row in rows if not row["graph"]):
-            key = ("B", "dtype", "implementation")
-            graph = next((row for row in rows if row["graph"] and all(row[k] == plain[k] for k in key)), {})
-            cells = [f"{plain['us']:,.1f}"]
-            for row, name in ((graph, "us"), (graph, "us cold"), (graph, "GB/s"), (plain, "extra MB")):
-                cells.append(f"{row[name]:,.1f}" if row.get(name) is not None else "")
-            lines.append(f"| {plain['implementation']} {plain['dtype']} | {plain['B']:,} | {' | '.join(cells)} |")
-        for row in self.report["benches"].get("step", []):
-            name = f"step {row['variant']}, {row['objective']}, {row['how']}"
-            lines.append(f"| {name} | {row['batch']} | {row['images/s']:,.0f} images/s | | | | |")
-        for row in self.report["benches"].get("feeds", []):
-            lines.append(f"| feed {row['feed']} | {row['batch']} | {row['images/s']:,.0f} images/s | | | | |")
-        for title, counts in self.report["tests"].items():
-            failed = counts["failures"] + counts["errors"]
-            passed = f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped"
-            lines.append(f"| {title} | | {passed} | | | | |")
-        return lines
+    def _result(self, bench: Bench) -> Path:
+        return self.folder / (re.sub(r"\W+", "_", bench.title) + ".json")
+
+    def _launch(self, bench: Bench, **environment: str) -> None:
+        out = self._result(bench)
+        for file in (out, out.with_suffix(".ready")):
+            file.unlink(missing_ok=True)
+        command = [sys.executable, "-c", JOB, bench.module, json.dumps(bench.arguments), self.device, str(out)]
+        bench.process = self.start(bench.title, command, **environment)
+
+    def _is_settled(self, bench: Bench) -> bool:
+        return self._result(bench).with_suffix(".ready").exists() or bench.process.popen.poll() is not None
+
+    def everything(self, capability: str) -> bool:
+        """Build, tests, benches; the verdict."""
+        if not self.build(capability):
+            return False
+        chosen = [] if self.options.no_bench else self.start_benches()
+        ok = self.tests()
+        self.run_benches(chosen)
+        self.report["finished"] = not self.stopped
+        return ok and not self.stopped
 
 
 def main() -> int:
@@ -193,11 +316,10 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_check.json", help="the JSON report")
     parser.add_argument("--minutes", type=float, default=7.5, help="time for everything; benches are left out first")
     parser.add_argument("--results", action="store_true", help="also write the table to bench/RESULTS.md")
-    parser.add_argument("--sanitize", action="store_true", help="also run compute-sanitizer, where it is installed")
+    parser.add_argument("--sanitize", action="store_true", help="also run the tests under compute-sanitizer (minutes)")
     parser.add_argument("--no-bench", action="store_true", help="build and test alone")
     options = parser.parse_args()
     options.out = options.out.resolve()
-    options.out.parent.mkdir(parents=True, exist_ok=True)
 
     try:
         import torch
@@ -207,26 +329,29 @@ def main() -> int:
     if not torch.cuda.is_available():
         print(f"gpu-check: no CUDA device is visible to PyTorch {torch.__version__}; nothing was run")
         return 2
+    import _timing
+
     check = Check(options)
-    ok = check.build(".".join(map(str, torch.cuda.get_device_capability())))
-    if ok:
-        check.report["machine"] = check._json("machine", MACHINE, limit=60)
-        ok = check.tests()
-        if options.sanitize:
-            ok = check.sanitize() and ok
-        if not options.no_bench:
-            check.bench()
-    check.report["ok"] = ok
-    check.report["seconds"] = round(time.monotonic() - check.started, 1)
-    options.out.write_text(json.dumps(check.report, indent=2) + "\n")
-    about = ", ".join(f"{name} {value}" for name, value in (check.report.get("machine") or {}).items())
-    table = check.table()
+    check.report["machine"] = _timing.machine(torch.device("cuda"))
+    for name in ("SIGINT", "SIGTERM"):
+        signal.signal(getattr(signal, name), check.stop)
+    for package in check.missing:
+        print(f"== {package} is not installed: configurations are read without being checked", flush=True)
+    try:
+        check.report["ok"] = check.everything(".".join(map(str, torch.cuda.get_device_capability())))
+    finally:
+        check.stop()
+        check.write()
+    about = _timing.describe(check.report["machine"])
+    lines = table(check.report)
     if options.results:
-        text = f"# Measured\n\n{about}\n\n    {check.report['command']}\n\n" + "\n".join(table) + "\n"
+        text = f"# Measured\n\n{about}\n\n    {check.report['command']}\n\n" + "\n".join(lines) + "\n"
         (ROOT / "bench" / "RESULTS.md").write_text(text)
-    print("", about, *table, *check.report["problems"], sep="\n")
-    print(f"gpu-check: {'passed' if ok else 'FAILED'} in {check.report['seconds']:.0f} s; {options.out}")
-    return 0 if ok else 1
+    left_out = [f"left out: {text}" for text in check.report["left_out"]]
+    print("", about, *lines, *left_out, *check.report["problems"], sep="\n")
+    verdict = f"{'passed' if check.report['ok'] else 'FAILED'} in {check.report['seconds']:.0f} s"
+    print(f"gpu-check: {verdict}; {options.out}, what each part said in {check.folder}")
+    return 0 if check.report["ok"] else 1
 
 
 if __name__ == "__main__":

@@ -74,23 +74,32 @@ def make_call(implementation: str, inputs: dict, what: str) -> _timing.Call:
     return lambda: torch.autograd.grad(total(), (inputs["features"], inputs["logits"]))
 
 
-def measure(B: int, dtype_name: str, device: torch.device, names: Sequence[str], *, seconds: float = 0.3) -> list[dict]:
-    """Rows for one shape. ``backward`` is ``both`` minus the forward pass of a training step, where that is
-    measured."""
+def measure(
+    B: int,
+    dtype_name: str,
+    device: torch.device,
+    names: Sequence[str] | None = None,
+    *,
+    whats: Sequence[str] = ("forward", "train", "both"),
+    seconds: float = 0.3,
+) -> list[dict]:
+    """Rows for one shape; ``names`` are some of :func:`implementations`, by default all.
+
+    The row ``backward`` is ``both`` minus ``train``, the forward pass of a training step.
+    """
+    names = names or implementations(device)
     dtype = DTYPES[dtype_name]
     inputs = make_inputs(B, dtype, device)
     torch.compiler.reset()
-    calls = {
-        (name, False, what): make_call(name, inputs, what) for name in names for what in ("forward", "train", "both")
-    }
+    calls = {(name, False, what): make_call(name, inputs, what) for name in names for what in whats}
     extra = {}
     for (name, _, what), call in calls.items():
         call()
         if what != "train":
             extra[name, what] = _timing.peak_extra_bytes(call, device)
     if device.type == "cuda":
-        for name in names:
-            for what in ("forward", "both"):
+        for name, _, what in tuple(calls):
+            if what != "train":
                 calls[name, True, what] = _timing.in_graph(calls[name, False, what])
     warm = _timing.median_us(calls, device, seconds=seconds)
     graphs = {key: call for key, call in calls.items() if key[1]}

@@ -35,11 +35,10 @@ def objective(batches, dtypes, device, threads, seconds, json_path):
     from ngd_fast.console import progress
 
     batches = batches or ((128, 1024, 16_384, 262_144) if device.type == "cuda" else (32, 128, 1024, 4096))
-    names = bench.implementations(device)
     shapes = [(B, dtype) for B in batches for dtype in dtypes or tuple(bench.DTYPES)]
     rows = []
     for B, dtype in progress(shapes, desc="objective", unit="shape"):
-        rows += bench.measure(B, dtype, device, names, seconds=seconds)
+        rows += bench.measure(B, dtype, device, seconds=seconds)
     _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
 
 
@@ -134,10 +133,9 @@ def feeds(batch, image_size, workers, device, threads, seconds, json_path):
     from ngd_fast.bench import feeds as bench
     from ngd_fast.console import progress
 
-    rows = [
-        bench.measure(kind, batch, image_size, device, workers=workers, seconds=seconds)
-        for kind in progress(bench.kinds(device), desc="feeds", unit="feed")
-    ]
+    rows = []
+    for kind in progress(bench.kinds(device), desc="feeds", unit="feed"):
+        rows += bench.measure(batch, image_size, device, feeds=[kind], workers=workers, seconds=seconds)
     _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
 
 
