@@ -74,8 +74,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stem_fwd(
 
   const auto numbers = images.options().dtype(at::kFloat);
   const at::IntArrayRef sizes = {images.size(0), channels, images.size(2) / 4, images.size(3) / 4};
-  at::Tensor out = at::empty(sizes, images.options().memory_format(at::MemoryFormat::ChannelsLast));
-  at::Tensor index = want_index ? at::empty(sizes, out.options().dtype(at::kByte)) : at::empty({0}, out.options());
+  const auto bytes = images.options().dtype(at::kByte);
+  at::Tensor out = at::empty(sizes, images.options(), at::MemoryFormat::ChannelsLast);
+  at::Tensor index = want_index ? at::empty(sizes, bytes, at::MemoryFormat::ChannelsLast) : at::empty({0}, bytes);
   at::Tensor kernel = at::empty({channels, kStemTaps}, images.options());
   at::Tensor statistics = at::empty({5, channels}, numbers);
   at::Tensor taps = at::empty({batch_statistics ? 1 + channels : 0, kStemTaps}, numbers);
