@@ -73,7 +73,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stem_fwd(
   args.epsilon = epsilon;
 
   const auto numbers = images.options().dtype(at::kFloat);
-  const at::IntArrayRef sizes = {images.size(0), channels, images.size(2) / 4, images.size(3) / 4};
+  const int64_t sizes[] = {images.size(0), channels, images.size(2) / 4, images.size(3) / 4};
   const auto bytes = images.options().dtype(at::kByte);
   at::Tensor out = at::empty(sizes, images.options(), at::MemoryFormat::ChannelsLast);
   at::Tensor index = want_index ? at::empty(sizes, bytes, at::MemoryFormat::ChannelsLast) : at::empty({0}, bytes);
