@@ -163,6 +163,7 @@ class Session:
                 progress.best, progress.best_epoch = valid[self.config.train.best_metric], progress.epoch
                 self._unsaved_best = {k: v.clone() for k, v in self.step.weights().items()}, self._meta()
             device = {"lr": float(self.step.lr), "geo_weight": float(self.step.geo_weight)}
+            speed = {**speed, "total_seconds": progress.seconds}
             self.log.epoch(progress.epoch, {**means, **device, **speed, "valid": valid})
         due = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
         if due or progress.epoch == self.config.train.epochs:

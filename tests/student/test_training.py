@@ -307,6 +307,8 @@ def test_graphs_train_the_same_and_their_making_is_no_training(grown, kind, tmp_
     train = metrics["train"]
     assert train["preparing"] > 1 and train["seconds"] + train["preparing"] < elapsed
     assert train["images_per_second"] == pytest.approx(2 * 96 / train["seconds"])
+    last = json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])
+    assert last["total_seconds"] == train["seconds"]
 
 
 def test_progressive_resolution_with_cached_logits_of_the_full_size(small_config, teacher, tmp_path):
