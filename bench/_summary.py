@@ -18,6 +18,9 @@ def table(report: dict) -> list[str]:
             f"| step {row['variant']}, {row['implementation']} | {row['batch']} | {row['ms']:,.2f} ms "
             f"| {row['images/s']:,.0f} images/s | | | |"
         )
+    for row in report["benches"].get("stem", []):
+        name = f"stem, forward + backward, {row['implementation']}{', graph' if row['graph'] else ''}"
+        lines.append(f"| {name} | {row['batch']} | {row['us']:,.1f} us | | | {row['GB/s']:,.1f} | |")
     for row in report["benches"].get("train", []):
         waiting = "" if row["waiting %"] is None else f"waiting {row['waiting %']:.2f} %"
         name = f"training {row['variant']}, {row['implementation']}, faces: {row['feed']}"

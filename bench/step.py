@@ -32,6 +32,7 @@ WAYS = {
     "eager": Way(False, False),
     "compiled": Way(True, False),
     "graph": Way(True, True),
+    "graph, stem by layers": Way(True, True, settings={"model": {"stem": "layers"}}),
     "graph, cuDNN timed": Way(True, True, settings={"train": {"deterministic": False}}),
     "graph, 2 students": Way(True, True, 2),
     "graph, 4 students": Way(True, True, 4),
@@ -99,7 +100,7 @@ def make_step(name: str, inputs: "Inputs") -> _timing.Call:
 
 @dataclass
 class Inputs:
-    """One batch of noise and what the variant needs besides, the same for every implementation."""
+    """One batch of grey noise and what the variant needs besides, the same for every implementation."""
 
     variant: str
     batch: int
@@ -113,8 +114,8 @@ class Inputs:
 
         rng = torch.Generator().manual_seed(0)
         dtype = plain.amp_dtype(self.device) or torch.float32
-        images = torch.randn(self.batch, 3, self.image_size, self.image_size, generator=rng)
-        self.images = images.to(self.device, dtype).contiguous(memory_format=torch.channels_last)
+        self.grey = torch.randn(self.batch, 1, self.image_size, self.image_size, generator=rng).to(self.device, dtype)
+        self.images = self.grey.repeat(1, 3, 1, 1).contiguous(memory_format=torch.channels_last)
         self.labels = torch.randint(0, 8, (self.batch,), generator=rng).to(self.device)
         self.cache = torch.randn(2, self.batch, 8, generator=rng).half().to(self.device)
         ratings = torch.rand(2, 500, generator=rng) * 2 - 1
@@ -193,15 +194,16 @@ def _our_step(way: Way, config, inputs: Inputs) -> _timing.Call:
     from ngd_fast.student.step import StudentStep
 
     device = inputs.device
+    students = [inputs.network(inputs.arch) for _ in range(way.students)]
     batch = Batch(
-        images=inputs.images,
+        images=_our_images(config, students[0], inputs),
         target_dist=F.one_hot(inputs.labels, 8).float(),
         labels=inputs.labels,
         index=torch.arange(inputs.batch, device=device),
     )
     steps = [
         StudentStep(
-            inputs.network(inputs.arch).to(device, memory_format=torch.channels_last).train(),
+            student.to(device, memory_format=torch.channels_last).train(),
             config,
             schedule=schedule_table(config, 10),  # its last row serves every step beyond
             class_counts=[100] * 8,
@@ -209,7 +211,7 @@ def _our_step(way: Way, config, inputs: Inputs) -> _timing.Call:
             device=device,
             compiled=way.compiled,
         )
-        for _ in range(way.students)
+        for student in students
     ]
     runner = StepRunner(steps, _our_teacher(way, config, inputs), use_graph=way.graph)
 
@@ -218,6 +220,17 @@ def _our_step(way: Way, config, inputs: Inputs) -> _timing.Call:
         return steps[0].history
 
     return call
+
+
+def _our_images(config, student, inputs: Inputs) -> Tensor:
+    """One channel where the student takes it through the fused stem, as in training; else three."""
+    from ngd_fast.student import stem
+    from ngd_fast.student.resnet import ResNet
+
+    backbone = student.backbone
+    if config.model.stem == "layers" or not isinstance(backbone, ResNet):
+        return inputs.images
+    return inputs.images if stem.why_not(inputs.grey, backbone.conv1, backbone.bn1) else inputs.grey
 
 
 def _our_teacher(way: Way, config, inputs: Inputs):
