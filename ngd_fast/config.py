@@ -39,22 +39,25 @@ def load_config(model: type[C], path: str | Path | None = None, overrides: Seque
             raise UserError(f"{path}: no such configuration file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
-        except yaml.YAMLError as error:
+        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none
             raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"{path}: must hold keys and values, holds a {type(loaded).__name__}")
         data = loaded or {}
-    for override in overrides:
-        _apply_override(data, override)
-    return build_config(model, data, source=str(path) if path is not None else "configuration")
+    overridden = [_apply_override(data, override) for override in overrides]
+    return build_config(model, data, source=str(path) if path is not None else "configuration", overridden=overridden)
 
 
-def build_config(model: type[C], data: dict[str, Any], *, source: str) -> C:
-    """Validate ``data`` against ``model``; ``source`` names it in errors."""
+def build_config(model: type[C], data: dict[str, Any], *, source: str, overridden: Sequence[str] = ()) -> C:
+    """Validate ``data`` against ``model``; errors name ``source``, but for keys that were ``overridden``."""
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        raise UserError(f"{source}: " + "; ".join(_describe(model, e) for e in error.errors()[:3])) from None
+        faults = error.errors()[:3]
+        text = "; ".join(_describe(model, fault) for fault in faults)
+        if not all(f"{_key(fault)}.".startswith(tuple(f"{key}." for key in overridden)) for fault in faults):
+            text = f"{source}: {text}"
+        raise UserError(text) from None
 
 
 def dump_config(config: Config) -> str:
@@ -62,13 +65,14 @@ def dump_config(config: Config) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def _apply_override(data: dict[str, Any], override: str) -> None:
+def _apply_override(data: dict[str, Any], override: str) -> str:
+    """Set the key that ``override`` names, and return it."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {override}: must be key=value, for example --set optimizer.lr=1e-3")
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date but is none
         raise UserError(f"--set {override}: the value is not valid YAML") from None
     if isinstance(value, str):
         # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number means a string.
@@ -84,16 +88,17 @@ def _apply_override(data: dict[str, Any], override: str) -> None:
             raise UserError(f"--set {override}: {parent} is a value, it has no keys of its own")
         node = child
     node[last] = value
+    return key.strip()
+
+
+def _key(error: dict[str, Any]) -> str:
+    return ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-")) or "(top level)"
 
 
 def _describe(model: type[BaseModel], error: dict[str, Any]) -> str:
-    location = [part for part in error["loc"] if not (isinstance(part, str) and part.startswith("function-"))]
-    key = ".".join(str(part) for part in location) or "(top level)"
+    key = _key(error)
     if error["type"] == "extra_forbidden":
-        known = _fields_at(model, location[:-1])
-        near = difflib.get_close_matches(str(location[-1]), known, n=1, cutoff=0.0)
-        hint = f"did you mean {'.'.join([*map(str, location[:-1]), near[0]])}?" if near else "no keys are known there"
-        return f"unknown key {key}; {hint}"
+        return f"unknown key {key}; did you mean {_nearest(key, _keys(model))}?"
     if error["type"] == "missing":
         return f"{key} is missing"
     message = error["msg"].removeprefix("Value error, ")
@@ -101,14 +106,28 @@ def _describe(model: type[BaseModel], error: dict[str, Any]) -> str:
     return f"{key}: {message[:1].lower() + message[1:]}{given}"
 
 
-def _fields_at(model: type[BaseModel], location: Sequence[Any]) -> list[str]:
-    for part in location:
-        field = model.model_fields.get(str(part))
-        if field is None:
-            return []
-        candidates = [field.annotation, *get_args(field.annotation)]
-        nested = [c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)]
-        if not nested:
-            return []
-        model = nested[0]
-    return list(model.model_fields)
+def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
+    """Every dotted key of ``model``."""
+    keys = []
+    for name, field in model.model_fields.items():
+        keys.append(f"{prefix}{name}")
+        for nested in _models(field.annotation):
+            keys += _keys(nested, f"{prefix}{name}.")
+    return keys
+
+
+def _models(annotation: Any) -> list[type[BaseModel]]:
+    """The models that an annotation names, such as Stage in tuple[Stage, ...] | None."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return [annotation]
+    return [model for part in get_args(annotation) for model in _models(part)]
+
+
+def _nearest(key: str, known: Sequence[str]) -> str:
+    """The known key most like ``key``; the last part counts most, so that lr finds optimizer.lr."""
+
+    def likeness(candidate: str) -> float:
+        leaf = difflib.SequenceMatcher(None, key.rpartition(".")[2], candidate.rpartition(".")[2]).ratio()
+        return 2 * leaf + difflib.SequenceMatcher(None, key, candidate).ratio()
+
+    return max(known, key=likeness)

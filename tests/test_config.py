@@ -33,6 +33,8 @@ def test_yaml_then_overrides_then_dump_round_trip(tmp_path):
         (["inner.rat=1"], ["inner.rat", "did you mean inner.rate"]),
         (["nmae=1"], ["nmae", "did you mean name"]),
         (["optional.stesp=1"], ["did you mean optional.steps"]),
+        (["rate=1"], ["unknown key rate; did you mean inner.rate?"]),
+        (["inner.steps=2001-99-99"], ["--set inner.steps=2001-99-99", "not valid YAML"]),
         (["inner.steps=many"], ["inner.steps", "many"]),
         (["inner.steps=1.5"], ["inner.steps", "1.5"]),
         (["inner.rate=.nan"], ["inner.rate"]),
@@ -47,7 +49,17 @@ def test_mistakes_name_the_key(overrides, needles):
         assert needle in str(caught.value)
 
 
-@pytest.mark.parametrize("text", ["a: [1", "- 1\n- 2\n", "just words"])
+def test_the_file_is_named_only_for_what_stands_in_it(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("inner:\n  rate: 0.25\n")
+    with pytest.raises(UserError, match=r"^inner\.steps: "):
+        load_config(Outer, path, ["inner.steps=many"])
+    path.write_text("inner:\n  rate: fast\n")
+    with pytest.raises(UserError, match=r"c\.yaml: inner\.rate: "):
+        load_config(Outer, path, ["inner.steps=7"])
+
+
+@pytest.mark.parametrize("text", ["a: [1", "a: 2001-99-99", "- 1\n- 2\n", "just words"])
 def test_files_that_are_no_configuration(tmp_path, text):
     path = tmp_path / "c.yaml"
     path.write_text(text)
