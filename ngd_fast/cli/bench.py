@@ -5,7 +5,7 @@ import click
 
 @click.group("bench")
 def command():
-    """Measure this machine: objective, training step, feeds, training end to end."""
+    """Measure this machine: objective, training step, its stem, feeds, training end to end."""
 
 
 def _options(function):
@@ -136,6 +136,20 @@ def feeds(batch, image_size, workers, device, threads, seconds, json_path):
     rows = []
     for kind in progress(bench.kinds(device), desc="feeds", unit="feed"):
         rows += bench.measure(batch, image_size, device, feeds=[kind], workers=workers, seconds=seconds)
+    _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
+
+
+@command.command()
+@click.option("--batch", type=click.IntRange(min=1), help="Images.  [default: 128 on a GPU, else 16]")
+@click.option("--image-size", type=click.IntRange(min=16), default=224, show_default=True, help="Side in pixels.")
+@_seconds
+@_options
+def stem(batch, image_size, device, threads, seconds, json_path):
+    """A ResNet's first layers on grey faces: layer by layer in plain PyTorch against the fused stem."""
+    device = _start(device, threads)
+    from ngd_fast.bench import stem as bench
+
+    rows = bench.measure(batch or (128 if device.type == "cuda" else 16), image_size, device, seconds=seconds)
     _finish(bench.COLUMNS, bench.table(rows), rows, device, json_path)
 
 

@@ -1,6 +1,7 @@
 """gpu-check fails when it must, and leaves its report whatever happens; without a GPU."""
 
 import importlib.util
+import inspect
 import json
 import os
 import signal
@@ -102,6 +103,16 @@ def test_each_backend_is_a_part_and_the_sanitizer_is_asked_for(check):
     }
     check.options.sanitize = True
     assert check.test_parts()["tests/cuda/test_one.py"] == ["tests/cuda/test_one.py", "-m", "gpu"]
+
+
+def test_benches_are_called_as_they_are_written(gpu_check):
+    """Arguments and names of implementations that no machine without a GPU would ever try."""
+    device = torch.device("cuda")
+    for bench in gpu_check.benches():
+        module = importlib.import_module(f"ngd_fast.bench.{bench.module}")
+        inspect.signature(module.measure).bind(device=device, **bench.arguments)
+        if bench.module == "step":
+            assert set(bench.arguments["implementations"]) <= set(module.names(device))
 
 
 def test_what_cannot_run_is_named(check, gpu_check, monkeypatch):
