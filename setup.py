@@ -6,8 +6,11 @@ CUDA_HOME: as torch.utils.cpp_extension reads them. No GPU is needed to compile.
 
 import os
 import re
+import shlex
+import shutil
 import subprocess
 import sys
+import sysconfig
 from pathlib import Path
 
 from setuptools import setup
@@ -30,6 +33,18 @@ def nvcc_release(cuda_home):
         return None
     match = re.search(r"release (\d+\.\d+)", text)
     return match.group(1) if match else None
+
+
+def why_no_build(torch):
+    """The reason that nothing can be built here, in one line; empty where the C++ backend can be."""
+    if not _torch_at_least(torch, 2, 8):
+        return f"this PyTorch is {torch.__version__}, and ngd_fast needs 2.8 or later"
+    compiler = shlex.split(os.environ.get("CXX", "c++"))[0]
+    if shutil.which(compiler) is None:
+        return f"no C++ compiler: {compiler} was not found (Debian: apt-get install g++; or set CXX)"
+    if not (Path(sysconfig.get_path("include")) / "Python.h").exists():
+        return "no Python.h: the headers of this Python are missing (Debian: apt-get install python3-dev)"
+    return ""
 
 
 def why_no_cuda(torch, cuda_home):
@@ -64,6 +79,8 @@ def extensions():
             "error: ngd_fast is built against the PyTorch it will run with, and none is installed here. "
             "Install torch, then: pip install --no-build-isolation ."
         )
+    if not NEEDS_NO_TORCH & set(sys.argv) and (reason := why_no_build(torch)):
+        sys.exit(f"error: {reason}")
 
     wish = os.environ.get("NGD_FAST_CUDA", "auto")
     if wish not in ("auto", "1", "0"):

@@ -106,11 +106,11 @@ def test_every_module_imports_without_the_optional_packages(repository):
     run(sys.executable, "-c", script, cwd=repository.parent)
 
 
-def fake_torch(folder, *, cuda, cuda_home=None):
+def fake_torch(folder, *, cuda=None, cuda_home=None, version="2.11.0"):
     """A PyTorch that tells setup.py just what it asks before it builds."""
     (folder / "torch" / "utils").mkdir(parents=True)
     (folder / "torch" / "__init__.py").write_text(
-        f"from types import SimpleNamespace\n__version__ = '2.11.0'\nversion = SimpleNamespace(cuda={cuda!r})\n"
+        f"from types import SimpleNamespace\n__version__ = {version!r}\nversion = SimpleNamespace(cuda={cuda!r})\n"
     )
     (folder / "torch" / "utils" / "__init__.py").write_text("")
     (folder / "torch" / "utils" / "cpp_extension.py").write_text(f"CUDA_HOME = {cuda_home and str(cuda_home)!r}\n")
@@ -124,6 +124,21 @@ def test_building_without_torch_is_one_clear_line(repository, tmp_path):
     assert result.returncode != 0
     assert "Install torch, then: pip install --no-build-isolation ." in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("torch", "cxx", "message"),
+    [
+        ("2.7.1+cpu", "c++", "this PyTorch is 2.7.1+cpu, and ngd_fast needs 2.8 or later"),
+        ("2.11.0", "no-such-c++ -m64", "no C++ compiler: no-such-c++ was not found"),
+    ],
+)
+def test_building_where_it_cannot_be_is_one_clear_line(repository, tmp_path, torch, cxx, message):
+    env = {**fake_torch(tmp_path / "site", version=torch), "CXX": cxx}
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert result.returncode != 0
+    assert result.stderr.startswith(f"error: {message}")
+    assert result.stderr.count("\n") == 1
 
 
 @pytest.mark.parametrize(
