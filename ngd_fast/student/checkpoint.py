@@ -20,8 +20,12 @@ def save_checkpoint(path: str | Path, state: Mapping, *, config: Mapping, checks
     A crash or a full disk leaves the file that was there before.
     """
     content = {"format": _FORMAT, "config": dict(config), "checksums": dict(checksums), "state": dict(state)}
-    with atomic_path(path) as temporary:
-        torch.save(content, temporary)
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's writer puts an error of its own over that of a full disk
+            raise (error.__context__ if isinstance(error.__context__, OSError) else error) from None
 
 
 def load_checkpoint(path: str | Path, *, config: Mapping, checksums: Mapping[str, str]) -> dict:

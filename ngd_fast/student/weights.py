@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
@@ -24,7 +24,8 @@ def save_student(path: str | Path, state: Mapping[str, torch.Tensor], meta: Mapp
     """Write ``state`` (a Student's state_dict) and ``meta`` as one safetensors file; equal input gives equal bytes."""
     tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in state.items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(dict(meta), sort_keys=True)})
+        # not save_file, whose error for a full disk is no OSError
+        temporary.write_bytes(save(tensors, metadata={_METADATA_KEY: json.dumps(dict(meta), sort_keys=True)}))
 
 
 def student_file(path: str | Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
@@ -140,7 +140,9 @@ def save_teacher(path: str | Path, teacher: Teacher, meta: dict[str, Any]) -> No
     }
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in teacher.state_dict().items()}
     with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={_METADATA_KEY: json.dumps(full, sort_keys=True, allow_nan=False)})
+        # not save_file, whose error for a full disk is no OSError
+        metadata = {_METADATA_KEY: json.dumps(full, sort_keys=True, allow_nan=False)}
+        temporary.write_bytes(save(tensors, metadata=metadata))
 
 
 def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tuple[Teacher, dict[str, Any]]:
