@@ -23,5 +23,6 @@ def pick_device(device: str, local_rank: int | None = None) -> torch.device:
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     index = chosen.index if chosen.index is not None else (local_rank or 0)
     if index >= count:
-        raise UserError(f"device {device}: PyTorch sees {count} GPUs; use --device cpu or a lower number")
+        seen = f"{count} GPUs; use a lower number" if count else "no GPU; use --device cpu"
+        raise UserError(f"device {device}: PyTorch sees {seen}")
     return torch.device("cuda", index)

@@ -4,6 +4,7 @@ import errno
 import importlib
 import os
 import sys
+import threading
 
 import click
 
@@ -53,6 +54,7 @@ def group():
 
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 a check failed, 2 a fault the user can mend, 130 interrupted."""
+    threading.excepthook = _report_thread
     try:
         status = group.main(args=args, prog_name="ngd-fast", standalone_mode=False)
     except click.exceptions.Abort:
@@ -68,9 +70,29 @@ def main(args: list[str] | None = None) -> None:
         # The reader of our output went away (ngd-fast ... | head); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, MemoryError, RuntimeError) as error:
+        fault = _fault_of(error)
+        if not fault:
             raise
-        click.echo(f"error: no space left on the disk ({error.filename or 'while writing'})", err=True)
+        click.echo(f"error: {fault}", err=True)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fault_of(error: Exception) -> str:
+    """What the machine has refused, in one line; empty for an error that is no fault of machine or user."""
+    if isinstance(error, OSError):
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            return f"no space left on the disk ({error.filename or 'while writing'})"
+        return f"{error.filename}: {error.strerror}" if error.filename is not None else ""
+    # torch.OutOfMemoryError by its name: help must not wait for torch
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        reason = str(error).partition("\n")[0] or "Python's own"
+        return f"out of memory ({reason}); a smaller batch needs less"
+    return ""
+
+
+def _report_thread(arguments) -> None:
+    # What stops TensorBoard's writer (a full disk) reaches the main thread too, which reports it.
+    if not isinstance(arguments.exc_value, OSError):
+        threading.__excepthook__(arguments)

@@ -2,8 +2,10 @@
 
 import subprocess
 import sys
+import threading
 
 import pytest
+import torch
 
 from ngd_fast import cli
 
@@ -46,3 +48,46 @@ def test_a_fault_of_the_user_is_exit_code_2_and_short(arguments, capsys, tmp_pat
     error = capsys.readouterr().err.strip()
     assert error and len(error.splitlines()) <= 4 and "Traceback" not in error
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("fault", "line"),
+    [
+        (PermissionError(13, "Permission denied", "a.csv"), "error: a.csv: Permission denied"),
+        (OSError(28, "No space left on device"), "error: no space left on the disk (while writing)"),
+        (MemoryError("Unable to allocate 7 TiB"), "error: out of memory (Unable to allocate 7 TiB); a smaller batch"),
+        (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "error: out of memory (CUDA out of memory.); a smaller"),
+    ],
+)
+def test_what_the_machine_refuses_is_one_line(fault, line, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(cli.group, "main", raising(fault))
+    with pytest.raises(SystemExit) as stop:
+        cli.main([])
+    assert stop.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith(line) and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("bug", [RuntimeError("shapes differ"), OSError("nobody knows")])
+def test_a_fault_of_ours_keeps_its_traceback(bug, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", threading.excepthook)
+    monkeypatch.setattr(cli.group, "main", raising(bug))
+    with pytest.raises(type(bug)):
+        cli.main([])
+
+
+def raising(error):
+    def call(**_):
+        raise error
+
+    return call
+
+
+@pytest.mark.parametrize(("error", "reported"), [(OSError(28, "No space left on device"), False), (KeyError(1), True)])
+def test_a_thread_that_the_disk_stopped_leaves_the_report_to_the_main_thread(error, reported, capsys, monkeypatch):
+    monkeypatch.setattr(threading, "excepthook", cli._report_thread)
+    thread = threading.Thread(target=raising(error))
+    thread.start()
+    thread.join()
+    assert ("Traceback" in capsys.readouterr().err) == reported
