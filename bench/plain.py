@@ -75,9 +75,10 @@ def _captured_at_first_call(step: _timing.Call) -> _timing.Call:
 
 
 def make_teacher(network: nn.Module, device: torch.device, *, compiled: bool) -> Callable[[Tensor], Tensor]:
-    """The frozen ``network`` in bfloat16 (on a GPU): images -> float32 logits."""
+    """The frozen ``network``, a Student, in bfloat16 on a GPU but for its head: images -> float32 logits."""
     dtype = amp_dtype(device) or torch.float32
     network = network.to(device, dtype, memory_format=torch.channels_last).eval().requires_grad_(False)
+    network.head.float()
 
     def logits(images):
         with torch.no_grad():

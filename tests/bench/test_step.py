@@ -28,6 +28,15 @@ def test_plain_pytorch_does_the_same_work(variant):
     assert losses[2] < losses[0]
 
 
+def test_plain_pytorch_in_bfloat16(monkeypatch):
+    """As on a GPU: autocast, and a teacher of bfloat16 weights."""
+    losses = []
+    for dtype in (None, torch.bfloat16):
+        monkeypatch.setattr(plain, "amp_dtype", lambda device, dtype=dtype: dtype)
+        losses.append(float(step.make_step("PyTorch eager", step.Inputs("B3", 8, 32, CPU, **SMALL))()))
+    assert losses[0] != losses[1] and losses[0] == pytest.approx(losses[1], rel=0.02)
+
+
 @pytest.mark.parametrize("variant", step.VARIANTS)
 def test_step_rows(variant):
     rows = step.measure(variant, 4, 24, CPU, **SMALL, seconds=0.01)
