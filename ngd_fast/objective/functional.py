@@ -95,8 +95,9 @@ def ngd_objective(
             a shape beyond its limits) goes to the reference.
 
     dtypes: float32, bfloat16, float16 or float64, each tensor its own; computed in float32, or in float64 where
-    features or logits are. Autocast changes nothing. Gradients have the dtype of their tensor. Inputs are never
-    written.
+    features or logits are. Autocast changes nothing. Inputs are never written. Gradients have the dtype of their
+    tensor; float16 that wants one is converted to float32 first, because the fused backends compute gradients before
+    GradScaler's factor reaches them.
 
     B = 0 gives NaN for CE, KD, Proto-KD and total, as F.cross_entropy does, and 0 for D-Geo.
 

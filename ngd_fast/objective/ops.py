@@ -55,6 +55,17 @@ def _global_sums(geo_sums, features: Tensor, labels: Tensor, num_classes: int, g
     return sums
 
 
+def _safe_from_underflow(tensor: Tensor | None) -> Tensor | None:
+    """float16 that wants a gradient, as float32.
+
+    The kernels compute gradients before the loss is scaled, as GradScaler does it. In float16 those of a mean over many
+    rows would be lost by then; in float32 they are rounded to float16 only after the scaling.
+    """
+    if tensor is None or tensor.dtype != torch.float16 or not (tensor.requires_grad and torch.is_grad_enabled()):
+        return tensor
+    return tensor.float()
+
+
 def objective(
     backend: str,
     features: Tensor | None,
@@ -75,6 +86,7 @@ def objective(
     ``settings``: label_smoothing to margin_weight as in the operator's schema, without geo_weight_value; then group.
     """
     *settings, var_cap, margin, var_weight, margin_weight, group = settings
+    features, logits = _safe_from_underflow(features), _safe_from_underflow(logits)
     if backend == "triton":
         from ngd_fast.objective import triton_ops
 

@@ -34,6 +34,22 @@ def test_incoming_gradient(backend):
     assert_close(run(case, backend, grad_output=-3.5), truth(case, grad_output=-3.5))
 
 
+@pytest.mark.parametrize("rows", [128, 20_000])
+@pytest.mark.parametrize(
+    "backend", ["cpu", *(pytest.param(name, marks=pytest.mark.gpu) for name in ("triton", "cuda"))]
+)
+def test_float16_under_a_loss_scale(backend, rows):
+    """Gradients of a mean over many rows vanish in float16 unless they are scaled first; and 2^16 itself overflows."""
+    case = make(rows, 16, dtype=torch.float16)
+    got = run(case, backend, grad_output=2.0**16)
+    plain, want = run(case, "reference", grad_output=2.0**16), truth(case, grad_output=2.0**16)
+    for name in ("features", "logits"):
+        assert getattr(got, name).dtype == torch.float16
+        assert relative(getattr(got, name), getattr(want, name)) <= 2 * relative(
+            getattr(plain, name), getattr(want, name)
+        )
+
+
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_second_backward_recomputes(backend):
     case, leaves = on_device(make(), backend)
