@@ -303,7 +303,7 @@ cudaError_t forward(const StemForward& args, cudaStream_t stream) {
 }  // namespace
 
 bool stem_fits(const StemShape& shape) {
-  return shape.height >= 4 && shape.height % 4 == 0 && shape.width >= 16 && shape.width % 16 == 0 &&
+  return shape.images >= 1 && shape.height >= 4 && shape.height % 4 == 0 && shape.width >= 16 && shape.width % 16 == 0 &&
          shape.height <= 512 && shape.width <= 512 && shape.channels >= 32 && shape.channels % 32 == 0 &&
          shape.channels <= 1024 && shape.inputs >= 1 && shape.images < (1 << 20) &&
          (shape.type == Type::kBFloat16 || shape.type == Type::kFloat16);
