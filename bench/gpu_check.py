@@ -38,6 +38,8 @@ MORE = {
     "eeg": ("yaml", "tqdm", "scipy", "mne"),
 }
 STAND_INS = ("pydantic",)
+# Parts that compile a hundred Triton kernels; pytest-xdist, where it is installed, shares each among four processes.
+LONG = ("tests/objective/test_fused.py triton", "tests/kernels/test_objective.py")
 
 JOB = """
 import importlib, json, pathlib, sys, torch
@@ -206,7 +208,7 @@ class Check:
     def test_parts(self) -> dict[str, list[str]]:
         """title -> pytest's arguments: each file with GPU tests, those for every backend halved; and the C++ parity."""
         parts = {}
-        for file in sorted((ROOT / "tests").glob("*/test_*.py")):
+        for file in (file for folder in (*CORE, *MORE) for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))):
             if not re.search(r"mark\.gpu|\bBACKENDS\b", file.read_text()):
                 continue
             name, needs = file.relative_to(ROOT).as_posix(), MORE.get(file.parent.name, ())
@@ -238,6 +240,8 @@ class Check:
         xml = self.folder / (re.sub(r"\W+", "_", title) + ".xml")
         xml.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *arguments]
+        if title in LONG and find_spec("xdist") is not None:
+            command += ["-n", "4"]
         begin = time.monotonic()
         # Many processes share the cores; 5: pytest found no test, for example of this half of a file.
         process = self.start(title, command, OMP_NUM_THREADS="2", TORCHINDUCTOR_COMPILE_THREADS="2")

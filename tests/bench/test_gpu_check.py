@@ -115,6 +115,11 @@ def test_benches_are_called_as_they_are_written(gpu_check):
             assert set(bench.arguments["implementations"]) <= set(module.names(device))
 
 
+def test_parts_to_share_out_are_there(check, gpu_check, monkeypatch, repository):
+    monkeypatch.setattr(gpu_check, "ROOT", repository)
+    assert set(gpu_check.LONG) <= set(check.test_parts())
+
+
 def test_what_cannot_run_is_named(check, gpu_check, monkeypatch):
     monkeypatch.setitem(gpu_check.MORE, "student", ("no_such_package",))
     monkeypatch.setattr(gpu_check, "benches", lambda: [gpu_check.Bench("step", "B0", {})])

@@ -210,11 +210,13 @@ def test_terms_alone(backend):
     everything = functional.ngd_objective(**case, backend=backend)
     features = case["features"]
     proto = functional.proto_kd(features, case["prototypes"], case["prior"], backend=backend)
-    assert float(proto) == pytest.approx(float(everything.proto), rel=1e-6)
+    # A GPU's compiler may contract the products of a kernel without the other terms in another way.
+    tolerance = 1e-6 if backend == "cpu" else 1e-5
+    assert float(proto) == pytest.approx(float(everything.proto), rel=tolerance)
     geo = {name: case[name] for name in ("var_cap", "margin", "var_weight", "margin_weight")}
     alone = functional.d_geo(features, case["target"], **geo, backend=backend)
     together = geo["var_weight"] * everything.geo_var + geo["margin_weight"] * everything.geo_margin
-    assert float(alone) == pytest.approx(float(together), rel=1e-6)
+    assert float(alone) == pytest.approx(float(together), rel=tolerance)
 
 
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
