@@ -304,7 +304,7 @@ def provenance(report: Report) -> str:
         environment = fingerprint.get("environment", {})
         software = f"ngd_fast {environment.get('ngd_fast', '?')}, torch {environment.get('torch', '?')}"
         device = ", ".join(environment.get("devices") or ["CPU"])
-        made_by.setdefault((software, device, (fingerprint.get("commit") or "none")[:18]), []).append(r.run)
+        made_by.setdefault((software, device, _short(fingerprint.get("commit"))), []).append(r.run)
         sums = [
             [escape(name), f"<code>{escape(entry['sha256'])}</code>"] for name, entry in fingerprint["files"].items()
         ]
@@ -317,6 +317,12 @@ def provenance(report: Report) -> str:
     ]
     text = "<p><code>ngd-fast verify</code> checks these sums and derives every metric and table again.</p>"
     return text + html.table(["Software", "Device", "Commit", "Runs"], rows) + html.details("Checksums", tables)
+
+
+def _short(commit: str | None) -> str:
+    """The commit's first twelve digits, and whether the sources differed from it."""
+    digits, dash, dirty = (commit or "none").partition("-")
+    return digits[:12] + dash + dirty
 
 
 def responsible_use(report: Report) -> str:

@@ -54,8 +54,9 @@ def per_class_figure(blocks: Mapping[str, Mapping]):
                     continue
                 if "ci" in rates:
                     axis.plot([i + offset] * 2, rates["ci"]["f1"], color=color_of(k), lw=1.4, zorder=2)
-                mark = MARKERS[k % len(MARKERS)]
-                axis.plot(i + offset, rates["f1"], mark, color=color_of(k), ms=4.5, label="" if i else label, zorder=3)
+                style = {"marker": MARKERS[k % len(MARKERS)], "color": color_of(k), "ls": "", "ms": 4.5, "zorder": 3}
+                # a class that is never found stands on the axis: show the whole mark
+                axis.plot(i + offset, rates["f1"], label="" if i else label, clip_on=False, **style)
         supports = [max(b["per_class"].get(n, {}).get("support", 0) for b in blocks.values()) for n in names]
         axis.set_xticks(range(len(names)), [f"{name}\nn={count}" for name, count in zip(names, supports)])
         axis.set(ylabel="F1", ylim=(0, 1))

@@ -26,19 +26,23 @@ def sample_rows(labels: np.ndarray, most: int, seed: int) -> np.ndarray:
 def embed(features: np.ndarray, *, method: str = "tsne", seed: int = 0) -> np.ndarray:
     """Features [n, D] in the plane [n, 2] by t-SNE (from PCA, perplexity 30) or UMAP, for one seed.
 
+    On one thread, because sums over several differ in their last bits, from which t-SNE comes to another picture.
     Raises UserError for UMAP where it is not installed, ValueError for another method.
     """
     if method == "tsne":
         from sklearn.manifold import TSNE
+        from threadpoolctl import threadpool_limits
 
         perplexity = min(30.0, (len(features) - 1) / 3)
-        return TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
+        with threadpool_limits(1):
+            return TSNE(2, perplexity=perplexity, init="pca", random_state=seed, n_jobs=1).fit_transform(features)
     if method == "umap":
         try:
             from umap import UMAP
         except ImportError:
             raise UserError("UMAP needs umap-learn: pip install 'ngd-fast[umap]'") from None
-        return UMAP(n_components=2, random_state=seed, n_jobs=1).fit_transform(features)
+        neighbors = min(15, len(features) - 1)
+        return UMAP(neighbors, n_components=2, random_state=seed, n_jobs=1).fit_transform(features)
     raise ValueError(f"method must be tsne or umap, is {method!r}")
 
 

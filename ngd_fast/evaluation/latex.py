@@ -1,6 +1,7 @@
 """LaTeX from the JSON of :mod:`~ngd_fast.evaluation.tables`, and the number formats that all tables share.
 
-The documents that include the tables need ``\\usepackage{booktabs}`` and nothing else.
+The documents that include the tables need ``\\usepackage{booktabs}`` and nothing else. In a document of two columns the
+tables span both.
 """
 
 from collections.abc import Mapping, Sequence
@@ -120,7 +121,7 @@ def _spread_note(rows: Sequence[Mapping]) -> str:
 def _table(body: Sequence[str], *, columns: str, caption: str, label: str) -> str:
     lines = [
         "% Written by ngd-fast from the JSON file beside it; edits are found by `ngd-fast verify`.",
-        r"\begin{table}[t]",
+        r"\begin{table*}[t]",
         r"\centering\footnotesize\setlength{\tabcolsep}{2.4pt}",
         rf"\caption{{{caption}}}",
         rf"\label{{{label}}}",
@@ -129,7 +130,7 @@ def _table(body: Sequence[str], *, columns: str, caption: str, label: str) -> st
         *body,
         r"\bottomrule",
         r"\end{tabular}",
-        r"\end{table}",
+        r"\end{table*}",
     ]
     return "\n".join(lines) + "\n"
 
