@@ -5,6 +5,7 @@ import yaml
 
 from ngd_fast.config import build_config, dump_config
 from ngd_fast.errors import UserError
+from ngd_fast.student import stem
 from ngd_fast.student.config import RESUMABLE, StudentConfig, differing_keys, load_student_config, packaged_configs
 from ngd_fast.student.schedule import train_image_size
 
@@ -75,6 +76,13 @@ def test_resolution_grows_by_stages():
     assert differing_keys(plain, config.model_dump(mode="json")) == ["train.resolution"]
     del plain["train"]["resolution"]  # a checkpoint from before there were stages
     assert differing_keys(plain, load_student_config("B0").model_dump(mode="json")) == []
+
+
+def test_every_size_of_the_fast_recipe_fits_the_fused_stem():
+    config = load_student_config("fast")
+    sizes = {train_image_size(config, epoch) for epoch in range(config.train.epochs)} | {config.data.image_size}
+    assert sizes == {64, 96, 112}
+    assert [size for size in sizes if stem.why_not_size(size, size)] == []
 
 
 @pytest.mark.parametrize(
