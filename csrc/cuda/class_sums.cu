@@ -1,7 +1,7 @@
 // Stage 1 of the large and general paths: prepare (zeroes, norms of the prototypes), then the sums over rows that every
 // row's gradient needs: per class S, n and q for D-Geo, per class the number of targets for the mean of the
 // cross-entropy.
-#include <type_traits>
+#include <atomic>
 
 #include "workspace.cuh"
 
@@ -280,6 +280,19 @@ cudaError_t class_sums(const ObjectiveArgs& args, cudaStream_t stream) {
 }
 
 }  // namespace
+
+int capability_major() {
+  constexpr int kDevices = 64;
+  static std::atomic<signed char> known[kDevices];  // 0: not asked yet
+  int device = 0;
+  if (cudaGetDevice(&device) != cudaSuccess) return 0;
+  if (device < kDevices && known[device]) return known[device];
+  cudaFuncAttributes attributes;
+  if (cudaFuncGetAttributes(&attributes, prepare<float>) != cudaSuccess) return 0;  // the launch will say why
+  int major = attributes.ptxVersion / 10;
+  if (device < kDevices) known[device] = static_cast<signed char>(major);
+  return major;
+}
 
 cudaError_t launch_prepare(const ObjectiveArgs& args, cudaStream_t stream) {
   bool exact = args.terms.type == Type::kFloat64;

@@ -121,6 +121,13 @@ struct Convert<__nv_bfloat16, A> {
   static __device__ __forceinline__ __nv_bfloat16 narrow(A v) { return __float2bfloat16_rn(float(v)); }
 };
 
+template <typename T, typename A>
+__device__ __forceinline__ void narrow(T& to, A v) {
+  to = Convert<T, A>::narrow(v);
+}
+
+__host__ __device__ inline bool is_aligned(const void* data) { return reinterpret_cast<uintptr_t>(data) % 16 == 0; }
+
 // Eight elements of T, moved as 16-byte words.
 template <typename T>
 struct alignas(16) Eight {

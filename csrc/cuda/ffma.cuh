@@ -64,18 +64,21 @@ struct Ffma {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       int k = warp + 8 * j;
-      float square = 0;
+      float square = 0, p[8] = {};
+      if (k < args.prototype_count) eight_elements(args.prototypes, k * kDim + lane * 8, p);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        by_prototype[j][e] = k < args.prototype_count ? element<float>(args.prototypes, k * kDim + lane * 8 + e) : 0.0f;
-        square += by_prototype[j][e] * by_prototype[j][e];
+        by_prototype[j][e] = p[e];
+        square += p[e] * p[e];
       }
       square = warp_sum(square);
       if (lane == 0) shared.prototype_scale[k] = inverse_norm(square);
     }
+    with_type(args.prototypes, [&](auto* data) {
 #pragma unroll
-    for (int k = 0; k < kPrototypes; ++k)
-      by_column[k] = k < args.prototype_count ? element<float>(args.prototypes, k * kDim + column) : 0.0f;
+      for (int k = 0; k < kPrototypes; ++k)
+        by_column[k] = k < args.prototype_count ? widened<float>(data[k * kDim + column]) : 0.0f;
+    });
   }
 
   // Row of warp w: its normalised vector to `f`; returns 1 / norm. `square` gets the squared norm of f (1, or 0).

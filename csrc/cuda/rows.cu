@@ -15,12 +15,15 @@ struct GeoShared {
 template <typename Column>
 __device__ void class_vectors(const ObjectiveArgs& args, const Workspace<float>& w, GeoShared& geo, Column column) {
   if (!args.labels) return;
-  int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32), bits = fraction_bits(args.rows);
-  bool given = args.class_sums.data != nullptr, broken = !given && (*w.flags & kNotFinite);
+  int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
+  bool given = args.class_sums.data != nullptr;
+  // volatile: other blocks of this kernel may be setting the other flags already
+  bool broken = !given && (*static_cast<const volatile int*>(w.flags) & kNotFinite);
+  double unit = ldexp(1.0, -fraction_bits(args.rows));
   auto sum = [&](int c, int i) {
     int64_t at = int64_t(c) * (kDim + 2) + i;
     if (given) return element<float>(args.class_sums, at);
-    return float(ldexp(double(w.sums[at]), i == kDim ? 0 : -bits));
+    return float(double(w.sums[at]) * (i == kDim ? 1.0 : unit));
   };
   for (int i = int(threadIdx.x); i < args.classes * kDim; i += int(blockDim.x)) {
     int c = i / kDim;
@@ -150,12 +153,10 @@ template <typename T>
 __device__ void place_prototypes(const ObjectiveArgs& args, MmaShared& s) {
   int lane = int(threadIdx.x % 32);
   for (int k = int(threadIdx.x / 32); k < kPrototypes; k += kMmaThreads / 32) {
-    float p[8], square = 0;
+    float p[8] = {}, square = 0;
+    if (k < args.prototype_count) eight_elements(args.prototypes, k * kDim + lane * 8, p);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) {
-      p[e] = k < args.prototype_count ? element<float>(args.prototypes, k * kDim + lane * 8 + e) : 0.0f;
-      square += p[e] * p[e];
-    }
+    for (int e = 0; e < 8; ++e) square += p[e] * p[e];
     float scale = inverse_norm(warp_sum(square));
     int g = 2 * (k / 8) + k % 2, tile = k % 8 / 2;
     s.similarity[lane / 4][tile][g * 4 + lane % 4] =

@@ -112,9 +112,11 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
       sum = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + slot_column(slot)) : 0.0f;
       count = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
     } else {
-      for (int other = 0; other < size; ++other) sum += cluster_map(&s.partial[c][slot], unsigned(other))[0];
+#pragma unroll 8
+      for (int other = 0; other < size; ++other) sum += *cluster_map(&s.partial[c][slot], unsigned(other));
     }
     float mean = count > 0.0f ? sum / count : 0.0f;
+#pragma unroll 8
     for (int other = 0; other < size; ++other) *cluster_map(&s.mean[c][slot], unsigned(other)) = mean;
   }
   if (thread >= kFfmaThreads - kClasses) {
@@ -124,6 +126,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
       count = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
       square = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim + 1) : 0.0f;
     } else {
+#pragma unroll 8
       for (int other = 0; other < size; ++other) square += *cluster_map(&s.partial_square[c], unsigned(other));
     }
     s.square[c] = square;

@@ -16,14 +16,14 @@ __device__ RowScales<A> row_scales(const ObjectiveArgs& args, Count count) {
   return RowScales<A>::of(args, double(args.rows), divisor);
 }
 
-// A row of C numbers in registers, for loops that unroll.
+// A row of eight numbers in registers, for loops that unroll; `absent` where the tensor is.
 template <typename A>
 struct Row {
   A at[kClasses];
-  __device__ __forceinline__ Row(const Tensor& t, int64_t row) {
-    if (!t.data) return;
+  __device__ __forceinline__ Row(const Tensor& t, int64_t row, A absent = A(0)) {
 #pragma unroll
-    for (int c = 0; c < kClasses; ++c) at[c] = element<A>(t, row * kClasses + c);
+    for (int c = 0; c < kClasses; ++c) at[c] = absent;
+    if (t.data) eight_elements(t, row * kClasses, at);
   }
   __device__ __forceinline__ A operator()(int c) const { return at[c]; }
 };
@@ -42,24 +42,28 @@ __device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t ro
   int target = args.target ? target_class(args.target[row], args.classes, flags) : 0;
   Smoothing<A> smoothing(args.label_smoothing, args.classes);
   bool has_kd = args.teacher_logits.data, want_grad = args.grad_logits.data;
-  auto wanted = [&](int c, A probability) {
-    A weight = args.class_weight.data ? element<A>(args.class_weight, c) : A(1);
+  auto wanted = [&](A probability, A weight, int c) {
     return target < 0 ? A(0) : smoothing.wanted(args.target ? A(c == target) : probability, weight);
   };
-  auto out = [&](int c, A slope) { set_element(args.grad_logits, row * args.classes + c, slope); };
   if (args.classes == kClasses) {
     Row<A> z(args.logits, row), distribution(args.target_distribution, row), teacher(args.teacher_logits, row);
+    Row<A> weight(args.class_weight, 0, A(1));
     EightClasses settings{args.kd_temperature, args.kd_is_kl};
+    A gradient[kClasses];
     logits_row(
-        settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(c, distribution(c)); }, teacher, out, terms);
+        settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(distribution(c), weight(c), c); }, teacher,
+        [&](int c, A slope) { gradient[c] = slope; }, terms);
+    if (want_grad) set_eight_elements(args.grad_logits, row * kClasses, gradient);
   } else {
-    auto reader = [&](const Tensor& t) {
-      return [&t, first = row * args.classes](int c) { return t.data ? element<A>(t, first + c) : A(0); };
-    };
-    auto distribution = reader(args.target_distribution);
+    int64_t first = row * args.classes;
+    auto or_else = [](const Tensor& t, int64_t i, A absent) { return t.data ? element<A>(t, i) : absent; };
     logits_row(
-        args, scales, has_kd, want_grad, reader(args.logits), [&](int c) { return wanted(c, distribution(c)); },
-        reader(args.teacher_logits), out, terms);
+        args, scales, has_kd, want_grad, [&](int c) { return element<A>(args.logits, first + c); },
+        [&](int c) {
+          return wanted(or_else(args.target_distribution, first + c, A(0)), or_else(args.class_weight, c, A(1)), c);
+        },
+        [&](int c) { return element<A>(args.teacher_logits, first + c); },
+        [&](int c, A slope) { set_element(args.grad_logits, first + c, slope); }, terms);
   }
 }
 
@@ -168,7 +172,8 @@ __device__ void finish(const ObjectiveArgs& args, const Workspace<A>& w, const R
       last = atomicAdd(w.ticket, 1) == int(gridDim.x) - 1;
     }
     if (!__shfl_sync(kAllLanes, last, 0)) return;
-    __threadfence();
+    __threadfence();  // what lane 0 saw of the other blocks ...
+    __syncwarp();     // ... the other lanes see from here on: a shuffle orders no memory
     RowTerms<A> all{};
     for (int b = lane; b < int(gridDim.x); b += 32) {
       all.ce += __ldcg(w.partial + 3 * b);

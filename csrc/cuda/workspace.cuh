@@ -1,6 +1,7 @@
 // The device memory that the kernels of one call share, how its numbers are read, and the stages' launch functions.
 #pragma once
 #include <cmath>
+#include <type_traits>
 
 #include "device.cuh"
 #include "objective.h"
@@ -51,35 +52,66 @@ __host__ __device__ inline Workspace<A> workspace(const ObjectiveArgs& args, siz
   return w;
 }
 
-template <typename A>
-__device__ __forceinline__ A element(Tensor t, int64_t i) {
+// Calls f with the data as a pointer to the type it has: one branch for whatever f reads.
+template <typename F>
+__device__ __forceinline__ void with_type(const Tensor& t, F f) {
   switch (t.type) {
     case Type::kFloat16:
-      return Convert<__half, A>::widen(static_cast<const __half*>(t.data)[i]);
+      return f(static_cast<__half*>(t.data));
     case Type::kBFloat16:
-      return Convert<__nv_bfloat16, A>::widen(static_cast<const __nv_bfloat16*>(t.data)[i]);
+      return f(static_cast<__nv_bfloat16*>(t.data));
     case Type::kFloat64:
-      return A(static_cast<const double*>(t.data)[i]);
+      return f(static_cast<double*>(t.data));
     default:
-      return A(static_cast<const float*>(t.data)[i]);
+      return f(static_cast<float*>(t.data));
   }
 }
 
+template <typename A, typename T>
+__device__ __forceinline__ A widened(T v) {
+  return Convert<T, A>::widen(v);
+}
+
 template <typename A>
-__device__ __forceinline__ void set_element(Tensor t, int64_t i, A value) {
-  switch (t.type) {
-    case Type::kFloat16:
-      static_cast<__half*>(t.data)[i] = Convert<__half, A>::narrow(value);
-      break;
-    case Type::kBFloat16:
-      static_cast<__nv_bfloat16*>(t.data)[i] = Convert<__nv_bfloat16, A>::narrow(value);
-      break;
-    case Type::kFloat64:
-      static_cast<double*>(t.data)[i] = double(value);
-      break;
-    default:
-      static_cast<float*>(t.data)[i] = float(value);
-  }
+__device__ __forceinline__ A element(const Tensor& t, int64_t i) {
+  A out;
+  with_type(t, [&](auto* data) { out = widened<A>(data[i]); });
+  return out;
+}
+
+template <typename A>
+__device__ __forceinline__ void set_element(const Tensor& t, int64_t i, A value) {
+  with_type(t, [&](auto* data) { narrow(data[i], value); });
+}
+
+// Elements i ... i + 7, by 16-byte accesses where they are aligned.
+template <typename A>
+__device__ __forceinline__ void eight_elements(const Tensor& t, int64_t i, A (&out)[8]) {
+  with_type(t, [&](auto* data) {
+    if (is_aligned(data + i)) {
+      auto raw = load_eight(data + i);
+#pragma unroll
+      for (int e = 0; e < 8; ++e) out[e] = widened<A>(raw.at[e]);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) out[e] = widened<A>(data[i + e]);
+    }
+  });
+}
+
+template <typename A>
+__device__ __forceinline__ void set_eight_elements(const Tensor& t, int64_t i, const A (&values)[8]) {
+  with_type(t, [&](auto* data) {
+    Eight<std::remove_pointer_t<decltype(data)>> raw;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) narrow(raw.at[e], values[e]);
+    if (is_aligned(data + i)) {
+      store_eight(data + i, raw);
+    } else {
+#pragma unroll
+      for (int e = 0; e < 8; ++e) data[i + e] = raw.at[e];
+    }
+  });
 }
 
 // Blocks of a launch that fills the device once with kernels of this many blocks a multiprocessor.
@@ -92,18 +124,14 @@ inline int persistent_blocks(int64_t work, int per_multiprocessor) {
   return int(work < blocks ? (work > 0 ? work : 1) : blocks);
 }
 
-inline int capability_major() {
-  int device = 0, major = 0;
-  cudaGetDevice(&device);
-  cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-  return major;
-}
+// Major compute capability that the kernels to run on the current device were compiled for. Below the device's where the
+// driver compiles them from the PTX of an older one: clusters and waiting for the kernel before are then not in them.
+int capability_major();
 
 inline bool fast_shape(const ObjectiveArgs& args) {
-  auto aligned = [](const Tensor& t) { return reinterpret_cast<uintptr_t>(t.data) % 16 == 0; };
   bool has = args.features.data != nullptr;
   return has && args.features.type != Type::kFloat64 && args.dim == kDim && args.classes <= kClasses &&
-         args.prototype_count <= kPrototypes && aligned(args.features) && aligned(args.grad_features);
+         args.prototype_count <= kPrototypes && is_aligned(args.features.data) && is_aligned(args.grad_features.data);
 }
 
 // Stages of the large and the general path.

@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from emulated import make
 
 from ngd_fast.objective import reference
 
@@ -16,25 +17,6 @@ INPUTS = (
 )  # fmt: skip
 # One cluster launch; three launches, as devices before compute capability 9.0 and large batches take them.
 SMALL, LARGE = {"capability": 90}, {"capability": 80}
-
-
-def make(rows, dim=256, classes=8, prototypes=25, dtype=torch.float32, *, soft=False, prior_rows=False, seed=0):
-    generator = torch.Generator().manual_seed(seed)
-    normal = lambda *shape: torch.randn(*shape, generator=generator)  # noqa: E731
-    wide = torch.float64 if dtype == torch.float64 else torch.float32
-    labels, target = (torch.randint(0, classes, (rows,), generator=generator) for _ in range(2))
-    labels[1::5] = -1
-    return {
-        "features": (3 * normal(rows, dim) + normal(1, dim)).to(dtype),
-        "logits": (2 * normal(rows, classes)).to(dtype),
-        "target": normal(rows, classes).softmax(1).to(wide) if soft else target,
-        "prototypes": (0.3 * normal(prototypes, dim) + normal(1, dim)).to(wide),
-        "prior": normal(*((rows, prototypes) if prior_rows else (prototypes,))).softmax(-1).to(wide),
-        "labels": labels,
-        "teacher_logits": (2 * normal(rows, classes)).to(dtype),
-        "class_weight": (normal(classes).abs() + 0.5).to(wide),
-        "geo_weight": 0.05,
-    }
 
 
 def truth(case, options):

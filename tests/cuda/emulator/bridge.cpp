@@ -15,7 +15,8 @@ size_t stem_workspace(const ngd_fast::StemShape* shape) { return ngd_fast::stem_
 bool stem_fits(const ngd_fast::StemShape* shape) { return ngd_fast::stem_fits(*shape); }
 int stem_forward(const ngd_fast::StemForward* args) { return ngd_fast::launch_stem_forward(*args, nullptr); }
 int stem_backward(const ngd_fast::StemBackward* args) { return ngd_fast::launch_stem_backward(*args, nullptr); }
-void set_machine(int multiprocessors, int max_cluster, int capability, int max_shared, unsigned seed) {
-  emulator::machine = {multiprocessors, max_cluster, capability, max_shared, seed};
+void set_machine(int multiprocessors, int max_cluster, int capability, int max_shared, unsigned seed,
+                 int compiled) {
+  emulator::machine = {multiprocessors, max_cluster, capability, max_shared, seed, compiled};
 }
 }

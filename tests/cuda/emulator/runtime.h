@@ -5,6 +5,9 @@ using cudaStream_t = void*;
 using cudaError_t = int;
 enum { cudaSuccess = 0, cudaErrorInvalidValue = 1 };
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize, cudaFuncAttributeNonPortableClusterSizeAllowed };
+struct cudaFuncAttributes {
+  int ptxVersion;
+};
 enum cudaDeviceAttr {
   cudaDevAttrMultiProcessorCount,
   cudaDevAttrComputeCapabilityMajor,
@@ -27,7 +30,7 @@ struct cudaLaunchConfig_t {
   unsigned numAttrs = 0;
 };
 inline cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = emulator::device();
   return cudaSuccess;
 }
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
@@ -38,7 +41,19 @@ inline cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr which, int)
   return cudaSuccess;
 }
 template <typename... P>
-cudaError_t cudaFuncSetAttribute(void (*)(P...), cudaFuncAttribute, int) {
+cudaError_t cudaFuncSetAttribute(void (*kernel)(P...), cudaFuncAttribute which, int value) {
+  emulator::Function& function = emulator::function(reinterpret_cast<const void*>(kernel));
+  if (which == cudaFuncAttributeMaxDynamicSharedMemorySize) {
+    if (value > emulator::machine.max_shared) return cudaErrorInvalidValue;
+    function.shared = value;
+  } else {
+    function.large_clusters = value;
+  }
+  return cudaSuccess;
+}
+template <typename... P>
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*)(P...)) {
+  attributes->ptxVersion = emulator::machine.compiled;
   return cudaSuccess;
 }
 template <typename... P>
@@ -46,32 +61,21 @@ cudaError_t cudaOccupancyMaxActiveClusters(int* count, void (*)(P...), const cud
   *count = config->attrs[0].val.clusterDim.x <= unsigned(emulator::machine.max_cluster);
   return cudaSuccess;
 }
-template <typename... P>
-cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* count, void (*)(P...), int, size_t shared) {
-  *count = shared <= size_t(emulator::machine.max_shared);
-  return cudaSuccess;
-}
 template <typename... P, typename... A>
 cudaError_t cudaLaunchKernelEx(const cudaLaunchConfig_t* config, void (*kernel)(P...), A&&... arguments) {
-  unsigned size = 1;
-  for (unsigned i = 0; i < config->numAttrs; ++i)
-    if (config->attrs[i].id == cudaLaunchAttributeClusterDimension) size = config->attrs[i].val.clusterDim.x;
-  unsigned blocks = config->gridDim.x * config->gridDim.y * config->gridDim.z, threads = config->blockDim.x;
-  if (!blocks || blocks % size || threads > 1024 || config->dynamicSmemBytes > size_t(emulator::machine.max_shared))
-    return cudaErrorInvalidValue;
-  gridDim = config->gridDim;
-  blockDim = config->blockDim;
-  emulator::body = [&] { kernel(arguments...); };
-  size_t bytes = size_t(size) * threads * emulator::kStack;
-  void* stacks = mmap(nullptr, bytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-  if (stacks == MAP_FAILED) emulator::fail("no memory for the fibers' stacks");
-  std::mt19937 random(emulator::machine.seed);
-  std::vector<unsigned> order(blocks / size);
-  for (unsigned i = 0; i < order.size(); ++i) order[i] = i * size;
-  if (emulator::machine.seed) std::shuffle(order.begin(), order.end(), random);
-  for (unsigned first : order)
-    emulator::run_cluster(first, size, threads, config->dynamicSmemBytes, static_cast<char*>(stacks), random);
-  munmap(stacks, bytes);
-  emulator::current = nullptr;
-  return cudaSuccess;
+  emulator::Launch launch{config->gridDim, config->blockDim, config->dynamicSmemBytes};
+  for (unsigned i = 0; i < config->numAttrs; ++i) {
+    const cudaLaunchAttribute& attribute = config->attrs[i];
+    if (attribute.id == cudaLaunchAttributeClusterDimension)
+      launch.cluster = attribute.val.clusterDim.x;
+    else
+      launch.overlap = attribute.val.programmaticStreamSerializationAllowed;
+  }
+  // Arguments lie in constant memory, not in device memory: not checked.
+  auto call = [&]() __attribute__((noinline, no_sanitize("thread", "undefined"))) { kernel(arguments...); };
+  auto enter = [](void* context) __attribute__((no_sanitize("thread", "undefined"))) {
+    (*static_cast<decltype(call)*>(context))();
+  };
+  return emulator::run(launch, reinterpret_cast<const void*>(kernel), enter, &call) ? cudaSuccess
+                                                                                    : cudaErrorInvalidValue;
 }
