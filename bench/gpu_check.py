@@ -20,6 +20,7 @@ import sys
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -53,6 +54,17 @@ _timing.wait_for_turn = wait_for_turn
 rows = importlib.import_module(f"ngd_fast.bench.{module}").measure(device=torch.device(device), **json.loads(arguments))
 out.write_text(json.dumps(rows))
 """
+
+
+def absent(packages: Iterable[str]) -> list[str]:
+    """Those of ``packages`` that cannot be imported here."""
+    found = []
+    for name in packages:
+        with contextlib.suppress(ModuleNotFoundError):  # of the package that holds it
+            if find_spec(name) is not None:
+                continue
+        found.append(name)
+    return found
 
 
 @dataclass
@@ -117,7 +129,7 @@ class Check:
         self.stopped = False
         self.folder = options.out.with_suffix("")  # of the parts' output
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.missing = [name for name in STAND_INS if find_spec(name) is None]
+        self.missing = absent(STAND_INS)
         self.processes: set[Process] = set()
         self.lock = threading.RLock()  # the signal's handler may come while its own thread holds it
         self.report = {
@@ -211,9 +223,9 @@ class Check:
         for file in (file for folder in (*CORE, *MORE) for file in sorted((ROOT / "tests" / folder).glob("test_*.py"))):
             if not re.search(r"mark\.gpu|\bBACKENDS\b", file.read_text()):
                 continue
-            name, needs = file.relative_to(ROOT).as_posix(), MORE.get(file.parent.name, ())
-            if absent := [package for package in needs if find_spec(package) is None]:
-                self.note("left_out", f"{name} (not installed: {', '.join(absent)})")
+            name = file.relative_to(ROOT).as_posix()
+            if missing := absent(MORE.get(file.parent.name, ())):
+                self.note("left_out", f"{name} (not installed: {', '.join(missing)})")
                 continue
             slow = "" if self.options.sanitize else " and not sanitizer"
             for half in ("triton", "not triton") if "BACKENDS" in file.read_text() else ("",):
@@ -240,7 +252,7 @@ class Check:
         xml = self.folder / (re.sub(r"\W+", "_", title) + ".xml")
         xml.unlink(missing_ok=True)
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *arguments]
-        if title in LONG and find_spec("xdist") is not None:
+        if title in LONG and not absent(["xdist"]):
             command += ["-n", "4"]
         begin = time.monotonic()
         # Many processes share the cores; 5: pytest found no test, for example of this half of a file.
@@ -265,13 +277,14 @@ class Check:
         """Those that can run here; what can compile early is started and will wait for its turn."""
         chosen = []
         for bench in benches():
-            needs = MORE["student"] if bench.module != "objective" else ()
-            if absent := [package for package in needs if find_spec(package) is None]:
-                self.note("left_out", f"{bench.title} (not installed: {', '.join(absent)})")
+            if missing := absent(MORE["student"] if bench.module != "objective" else ()):
+                self.note("left_out", f"{bench.title} (not installed: {', '.join(missing)})")
                 continue
             chosen.append(bench)
             if bench.early:
                 self._launch(bench, TORCHINDUCTOR_COMPILE_THREADS="4")
+        if missing := absent(["nvidia.dali"]):
+            self.note("left_out", f"the feed dali (not installed: {missing[0]})")
         return chosen
 
     def run_benches(self, chosen: list[Bench]) -> None:
