@@ -74,6 +74,8 @@ def positive(name: str, value: float) -> None:
 
 def class_list(name: str, value, num_classes: int) -> None:
     """Different class indices in [0, num_classes)."""
+    if not isinstance(value, (list, tuple)):  # not list | tuple, which Dynamo of PyTorch 2.8 cannot trace
+        raise TypeError(f"{name}: wanted a list or tuple of class indices, got {type(value).__name__}")
     for c in value:
         if not isinstance(c, int) or isinstance(c, bool):
             raise TypeError(f"{name}: wanted class indices (int), got {c!r}")

@@ -135,6 +135,8 @@ def ngd_objective(
         raise ValueError(f"kd_mode: wanted 'mse' or 'kl', got {kd_mode!r}")
     if prototypes is not None:
         _check_prototypes(features, prototypes, prior, proto_temperature)
+    elif prior is not None:
+        raise ValueError("prior: wanted None without prototypes, got a prior")
     if geo_weight is None:
         labels = None
     else:

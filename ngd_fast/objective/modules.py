@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from ngd_fast.objective import functional
+from ngd_fast.objective import checks, functional
 from ngd_fast.objective.functional import MARGIN, VAR_CAP, ObjectiveOutput
 
 
@@ -53,6 +53,8 @@ class NGDObjective(nn.Module):
         if bank is not None:
             if prototypes is not None or prior is not None:
                 raise ValueError("bank: wanted either a bank or prototypes and prior, got both")
+            if not (hasattr(bank, "prototypes") and hasattr(bank, "prior")):
+                raise TypeError(f"bank: wanted what PrototypeBank.load(path) returns, got {type(bank).__name__}")
             prototypes, prior = bank.prototypes, bank.prior
         if (prototypes is None) != (prior is None):
             raise ValueError("prototypes, prior: wanted both or neither, got one")
@@ -70,7 +72,7 @@ class NGDObjective(nn.Module):
         self.margin = margin
         self.var_weight = var_weight
         self.margin_weight = margin_weight
-        self.high_valence = tuple(high_valence)
+        self.high_valence = high_valence
         self.group = group
         self.backend = backend
 
@@ -91,6 +93,10 @@ class NGDObjective(nn.Module):
         graph reads anew at each replay. prior: [B, K], instead of the bank's. The others as in
         ``functional.ngd_objective``.
         """
+        if isinstance(ramp, Tensor):
+            checks.floating("ramp", ramp, ())
+        else:
+            checks.scalars(ramp=ramp)
         return functional.ngd_objective(
             features,
             logits,

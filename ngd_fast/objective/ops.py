@@ -38,13 +38,17 @@ if not backends.why_not("cpu"):
 def resolve_group(group):
     """The process group meant by ``group``; None for one process.
 
-    Raises ValueError where torch.distributed has not been initialised.
+    Raises ValueError where torch.distributed has not been initialised, TypeError for anything that is no group.
     """
     if group is None or group is False:
         return None
     if not dist.is_available() or not dist.is_initialized():
         raise ValueError("group: wanted an initialised process group (torch.distributed.init_process_group first)")
-    return dist.group.WORLD if group is True else group
+    if group is True:
+        return dist.group.WORLD
+    if not isinstance(group, dist.ProcessGroup):
+        raise TypeError(f"group: wanted a process group that this rank is in, True or None, got {group!r}")
+    return group
 
 
 def _global_sums(geo_sums, features: Tensor, labels: Tensor, num_classes: int, group) -> Tensor:

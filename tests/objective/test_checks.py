@@ -42,6 +42,8 @@ def call(backend=None, **changes):
         ({"high_valence": (1, 4)}, ValueError, "high_valence: wanted classes from 0 to 3, got 4"),
         ({"high_valence": (1, 1)}, ValueError, "high_valence: wanted different classes"),
         ({"high_valence": (1.0,)}, TypeError, "high_valence: wanted class indices"),
+        ({"high_valence": 1}, TypeError, "high_valence: wanted a list or tuple of class indices, got int"),
+        ({"prototypes": None}, ValueError, "prior: wanted None without prototypes"),
         (
             {"features": torch.zeros(B, D, device="meta")},
             ValueError,

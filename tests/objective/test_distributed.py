@@ -36,6 +36,8 @@ def worker(rank, folder, backend):
         ddp(local["features"]), local["target"], num_classes=6, var_cap=0.1, margin=1.3, group=True, backend=backend
     )
     out.backward()
+    with pytest.raises(TypeError, match="group: wanted a process group"):
+        functional.d_geo(local["features"], local["target"], num_classes=6, group="world")
     torch.save((out.detach(), layer.weight.grad), Path(folder) / f"{rank}.pt")
     # DDP must not be the last to hold the group: freeing it would then wait, with Python's lock, for gloo's threads,
     # and these may need that lock to end.

@@ -44,6 +44,17 @@ def test_module_without_a_bank():
     assert out.proto == 0 and out.geo_margin == 0 and out.total == out.ce
     with pytest.raises(ValueError, match="prototypes, prior"):
         NGDObjective(prototypes=case["prototypes"])
+    with pytest.raises(TypeError, match=r"bank: wanted what PrototypeBank.load\(path\) returns, got str"):
+        NGDObjective("prototypes_5x5.npz")
+
+
+@pytest.mark.parametrize(
+    ("ramp", "error"), [("0.5", TypeError), (float("nan"), ValueError), (torch.ones(1), ValueError)]
+)
+def test_a_bad_ramp_is_named(ramp, error):
+    case = cases.make(6, 16)
+    with pytest.raises(error, match="ramp: wanted"):
+        NGDObjective()(case["features"], case["logits"], case["target"], ramp=ramp)
 
 
 def test_ramp():
