@@ -80,9 +80,17 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
-@torch.compiler.assume_constant_result
 def why_not(name: str) -> str:
     """Why backend ``name`` cannot run on this machine, in one line; empty where it can."""
+    if torch.compiler.is_compiling():
+        from ngd_fast.objective import traced  # imports torch._dynamo, a second that eager users need not wait
+
+        return traced.why_not(name)
+    return find_why_not(name)
+
+
+def find_why_not(name: str) -> str:
+    """What ``why_not`` answers, in code that Dynamo cannot trace."""
     if name not in NAMES:
         raise ValueError(f"backend: wanted one of {', '.join(NAMES)} or None, got {name!r}")
     if name == "reference":

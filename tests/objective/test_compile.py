@@ -1,5 +1,8 @@
 """The operators under torch.library's own checks and torch.compile(fullgraph=True)."""
 
+import subprocess
+import sys
+
 import pytest
 import torch
 from cases import BACKENDS, device_of, make, mapped, relative, run
@@ -18,6 +21,16 @@ def tensors(device, *, requires_grad=False, **options):
         case[name].requires_grad_(requires_grad)
     names = ("features", "logits", "target", "prototypes", "prior", "target", "teacher_logits", "class_weight")
     return [case[name] for name in names] + [None, None]
+
+
+def test_the_objective_does_not_import_dynamo():
+    """It takes a second, which those who do not compile need not wait."""
+    script = (
+        "import sys, torch; before = 'torch._dynamo' in sys.modules\n"
+        "from ngd_fast import NGDObjective, functional\n"
+        "assert ('torch._dynamo' in sys.modules) == before"
+    )
+    subprocess.run([sys.executable, "-c", script], check=True)
 
 
 @pytest.mark.parametrize("device", DEVICES)
