@@ -170,8 +170,8 @@ INTERPRETED = """
             mean=[0.5, 0.4, 0.6] if channels == 3 else 0.5, std=[0.2, 0.3, 0.25] if channels == 3 else 0.25,
         )
         feed.begin_epoch(5, 1)
-        twin = feed.capturable_step(feed.empty_batch(4))
-        made = feed.empty_batch(4)
+        twin, made = feed.empty_batch(), feed.empty_batch()
+        feed.capturable_step(twin)
         write_views(
             feed.pixels, feed.label_dist, feed.labels, feed.order_on_device, torch.tensor([5, 1]),
             (made.images, made.target_dist, made.labels, made.index), key=feed.key, config=feed.augment,

@@ -64,4 +64,4 @@ def test_batch_that_ranks_cannot_share_is_refused(small_config, monkeypatch):
 
     config = small_config("B0", "train.batch_size=15")
     with pytest.raises(UserError, match="cannot be shared by 2 ranks"):
-        _make_feeds(config, load_inputs(config), Ranks(0, 2, 0), torch.device("cpu"))
+        _make_feeds(config, load_inputs(config), 3, Ranks(0, 2, 0), torch.device("cpu"))
