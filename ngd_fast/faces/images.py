@@ -24,6 +24,8 @@ def decode_image(
 
     try:
         with Image.open(path) as image:
+            if image.mode == "F":  # of unknown range: 0 to 1 would come out black
+                raise ValueError("pixels are floating-point numbers, must be integers")
             ImageOps.exif_transpose(image, in_place=True)
             if image.mode.startswith("I"):  # 16-bit PNG: PIL would clip, not scale
                 image = image.point(lambda value: value / 256)

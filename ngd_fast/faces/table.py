@@ -1,6 +1,7 @@
 """Reading CSV lists of faces and folders of class folders: headers as the paper's authors accept them."""
 
 import csv
+import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -17,7 +18,10 @@ SUBJECT_COLUMNS = ("subject", "subject_id")
 
 
 def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Header (lower case, stripped) and an iterator of (line number, cells). A short or long row is a UserError."""
+    """Header (lower case, stripped) and an iterator of (line number, cells). A short or long row is a UserError.
+
+    Cells are parted by commas, or by semicolons or tabs where the header has more of those, as spreadsheets write them.
+    """
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first header.
         file = open(path, newline="", encoding="utf-8-sig")  # noqa: SIM115 (closed by the generator below)
@@ -25,12 +29,16 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    reader = csv.reader(file)
     try:
+        first = file.readline()
+        reader = csv.reader(itertools.chain([first], file), delimiter=max(",;\t", key=first.count))
         header = [cell.strip().lower() for cell in next(reader, [])]
     except (csv.Error, UnicodeDecodeError) as error:
         file.close()
         raise UserError(f"{path}: not a CSV file ({error})") from None
+    if not any(header):
+        file.close()
+        raise UserError(f"{path}: has no header; its first line must name the columns")
 
     def rows():
         with file:

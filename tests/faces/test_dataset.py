@@ -186,6 +186,22 @@ def test_csv_faults(tmp_path, header, rows, message):
         Faces.load(_csv(tmp_path / "l.csv", header, rows))
 
 
+@pytest.mark.parametrize("mark", [",", ";", "\t"])
+def test_csv_as_spreadsheets_write_it(tmp_path, mark):
+    Image.fromarray(_images(1)[0]).save(tmp_path / "a, b.png")
+    rows = [["path", "label_name"], ['"a, b.png"', "fear"]]
+    text = "".join(mark.join(cells) + "\r\n" for cells in rows)
+    (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    faces = Faces.load(tmp_path / "list.csv")
+    assert faces.names == ["a, b.png"] and faces.labels.tolist() == [CLASS_NAMES.index("fear")]
+
+
+def test_csv_without_a_header(tmp_path):
+    (tmp_path / "list.csv").write_text("")
+    with pytest.raises(UserError, match=r"list\.csv: has no header"):
+        Faces.load(tmp_path / "list.csv")
+
+
 def test_image_root_resolves_paths(tmp_path):
     _write_images(tmp_path / "elsewhere", ["a.png"])
     path = _csv(tmp_path / "l.csv", "path,label_name", ["a.png,happy"])
@@ -218,6 +234,12 @@ def test_undecodable_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(UserError, match=r"a\.png: not a readable image.*--skip-bad"):
         decode_image(tmp_path / "a.png")
+
+
+def test_floating_point_pixels_are_refused(tmp_path):
+    Image.fromarray(_images(1)[0].astype(np.float32) / 255).save(tmp_path / "a.tiff")
+    with pytest.raises(UserError, match=r"a\.tiff: not a readable image \(pixels are floating-point"):
+        decode_image(tmp_path / "a.tiff")
 
 
 def test_real_ferplus(shared_data):

@@ -172,7 +172,7 @@ def _edit_line(text, number, edit):
         ),
         ("fer2013new.csv", lambda t: _edit_line(t, 9, lambda line: line[:-1] + "x"), "line 9: must hold ten vote"),
         ("fer2013new.csv", lambda t: t.replace("neutral", "calm", 1), "lacks the columns neutral"),
-        ("fer2013.csv", lambda t: "", "lacks the columns pixels"),
+        ("fer2013.csv", lambda t: "", "has no header"),
     ],
 )
 def test_faulty_files(official, tmp_path, name, change, message):
