@@ -27,7 +27,7 @@ def _mismatch() -> str:
     if built != running:
         return (
             f"built with PyTorch {info.TORCH_VERSION}, but {torch.__version__} is running; "
-            "build again: pip install --no-build-isolation --force-reinstall --no-deps ngd-fast"
+            "build again in its folder: pip install --no-build-isolation --force-reinstall --no-deps ."
         )
     return ""
 
