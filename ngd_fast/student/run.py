@@ -11,9 +11,11 @@ from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
 from ngd_fast.config import dump_config, load_config
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
+from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
 from ngd_fast.faces.pixels import source_shape
+from ngd_fast.objective import backends
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
@@ -64,7 +66,8 @@ def train_students(
             return [read_json(folder / METRICS_NAME) for folder in folders]
         inputs = [load_inputs(config)]
         inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
-        for folder in folders:
+        for c, folder in zip(configs, folders):
+            _require_backend(c, device)
             _require_free(folder, resume)
         ranks.barrier()  # before rank 0 fills the folders that the others look into
         metrics = _train(configs, folders, inputs, ranks, device, resume)
@@ -387,6 +390,15 @@ def _require_alike(configs: Sequence[StudentConfig]) -> None:
         keys = _keys_apart(configs[0], config)
         if keys:
             raise UserError(f"{configs[0].name} and {config.name} cannot train side by side: they differ in {keys[0]}")
+
+
+def _require_backend(config: StudentConfig, device: torch.device) -> None:
+    """Raise UserError where objective.backend names one that cannot train this student on this device."""
+    features = torch.empty(0, config.model.embedding_dim, device=device)
+    try:
+        backends.choose(config.objective.backend, features, *[None] * 7, num_classes=len(CLASS_NAMES))
+    except RuntimeError as error:
+        raise UserError(f"objective.backend: {error}") from None
 
 
 def _require_free(folder: Path, resume: bool) -> None:

@@ -23,6 +23,7 @@ def final_step(folder) -> dict:
         (("data.train=missing.npz",), "missing.npz"),
         (("train.cuda_graph=on",), "needs a GPU"),
         (("train.sync_bn=true",), "needs GPUs"),
+        (("objective.backend=cuda",), "objective.backend: backend 'cuda'"),
         (("device=tpu",), "device tpu"),
         (("device=cuda:99",), "device cuda:99"),
         (("model.arch=resnet7",), "resnet7"),
