@@ -70,6 +70,8 @@ def overrides_of(options: dict, overrides: tuple[str, ...]) -> list[str]:
 @click.option("--channels-last/--no-channels-last", default=None, help="Memory format of the images.")
 @click.option("--best-metric", type=click.Choice(["accuracy", "macro_f1", "balanced_accuracy"]),
               help="What the best epoch is best in, on valid.")  # fmt: skip
+@click.option("--no-ldacc", is_flag=True, expose_value=False,
+              help="Taken as in the authors' command, whose README does not explain it; changes nothing.")  # fmt: skip
 @click.option("--compile", type=click.Choice(["auto", "on", "off"]), help="torch.compile of the network.")
 @data_options
 def train(config, out, resume, overrides, **options):

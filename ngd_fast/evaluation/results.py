@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ngd_fast.artifacts.files import read_json
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
+from ngd_fast.artifacts.verify import require_untouched
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.metrics import PROTOCOLS
 from ngd_fast.evaluation.predictions import Predictions
@@ -53,16 +54,21 @@ class Result:
 def load_results(paths: Sequence[str | Path]) -> list[Result]:
     """Read every evaluation in the given metrics.json files and folders (searched to any depth), without repeats.
 
-    Sorted by variant, seed and dataset. Raises UserError where nothing is found or a file is no metrics.json.
+    Sorted by variant, seed and dataset. Raises UserError where nothing is found, a file is no metrics.json, or metrics
+    or predictions are not those that their run's SHA256SUMS.txt names.
     """
     results, seen = [], set()
     for path in map(Path, paths):
         for file in _metrics_files(path):
             if file.resolve() not in seen:
                 seen.add(file.resolve())
+                require_untouched(file)
                 results.extend(read_metrics(file))
     if not results:
         raise UserError(f"{', '.join(map(str, paths))}: holds no evaluation of a student")
+    for path in {result.predictions_path for result in results}:
+        if path.exists():
+            require_untouched(path)
     results.sort(key=lambda r: (r.variant, r.seed if r.seed is not None else -1, r.dataset, r.run, str(r.path)))
     return _without_repeats(results)
 

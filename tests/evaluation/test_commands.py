@@ -285,6 +285,27 @@ def test_a_student_that_was_touched(ckpt, faces, tmp_path, capsys):
     assert "is not the file that its run wrote" in error_of(capsys)
 
 
+def test_the_authors_commands(ckpt, faces, tmp_path, capsys):
+    """tools/eval_student_npz.py, eval_student_csv.py and train_student_distill.py with the flags of their README."""
+    file = ckpt / "student_best.safetensors"
+    ferplus, affmini = tmp_path / "class_map_ferplus.json", faces / "tree" / "labels_all.csv"
+    ferplus.write_text(json.dumps({name: i for i, name in enumerate(CLASS_NAMES)}))
+    affmini.write_text((faces / "list.csv").read_text())
+    calls = {
+        "xval_ferplus": ["--npz", faces / "toy.npz", "--class-map", ferplus],
+        "xval_affmini": ["--csv", affmini, "--class-map", faces / "map.json", "--img-size", 224],
+    }
+    for name, flags in calls.items():
+        assert call("evaluate", "--ckpt", file, *flags, "--outs-dir", tmp_path / name) == 0
+        found = {path.name for path in (tmp_path / name).iterdir()}
+        assert {"metrics.json", "confmat.png", "confmat_present.png"} <= found
+    capsys.readouterr()
+    train = ["--workers", "8", "--channels-last", "--acc-steps", "1", "--clip-grad", "1.0", "--best-metric", "macro_f1"]
+    folders = ["--runs-dir", tmp_path / "runs", "--outs-dir", tmp_path / "outs"]
+    assert call("student", "train", "--cfg", tmp_path / "A3_full.yaml", *train, *folders, "--no-ldacc") == 2
+    assert "A3_full.yaml: no such configuration file" in error_of(capsys), "every flag is known"
+
+
 def test_predictions_with_nan(make_predictions, tmp_path, capsys):
     predictions = make_predictions()
     predictions.save(tmp_path / "p.npz")

@@ -3,7 +3,7 @@ import subprocess
 
 import pytest
 
-from ngd_fast.artifacts.files import read_json, write_json
+from ngd_fast.artifacts.files import read_json, write_json, write_sums
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.latex import escape, render
 from ngd_fast.evaluation.metrics import classes_of, evaluate_predictions
@@ -107,5 +107,15 @@ def test_what_cannot_stand_in_one_table(suite, outs, tmp_path):
     changed = read_json(tmp_path / "two" / "a" / "metrics.json")
     changed["valid"]["eight_way"]["accuracy"] += 0.1
     write_json(tmp_path / "two" / "a" / "metrics.json", changed)
+    write_sums(tmp_path / "two" / "a")
     with pytest.raises(UserError, match="two results that differ"):
         load_results([suite, tmp_path / "two"])
+
+
+@pytest.mark.parametrize("name", ["metrics.json", "predictions_valid.npz"])
+def test_nothing_is_made_from_a_run_that_was_touched(run, name):
+    load_results([run])
+    content = (run / name).read_bytes()
+    (run / name).write_bytes(content + b" ")
+    with pytest.raises(UserError, match=rf"{name}: is not the file that its run wrote"):
+        load_results([run])
