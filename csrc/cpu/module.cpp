@@ -1,6 +1,7 @@
 // Schemas of the operators, and the Python module: importing it runs the registrations linked into it. csrc/cuda adds its
 // kernels with TORCH_LIBRARY_IMPL(ngd_fast, CUDA, m). Documented in ngd_fast/objective/functional.py.
-#include <torch/extension.h>
+#include <pybind11/pybind11.h>
+#include <torch/library.h>
 
 #include "objective_cpu.h"
 
