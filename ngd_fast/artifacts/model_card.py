@@ -6,9 +6,9 @@ given files show that it was done.
 
 from collections.abc import Sequence
 
-from ngd_fast.artifacts.files import SUMS_NAME
+from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
 from ngd_fast.evaluation.latex import PROTOCOL_TITLES, TITLES, percent
-from ngd_fast.evaluation.metrics import classes_of
+from ngd_fast.evaluation.metrics import PROTOCOLS, classes_of
 from ngd_fast.evaluation.results import Result
 
 PROHIBITED = (
@@ -96,9 +96,11 @@ def _metrics(results: Sequence[Result]) -> str:
 
 def _comparison(run: Result, others: Sequence[Result]) -> str:
     head = ["Run", "Variant", "Dataset", "Protocol", *TITLES.values()]
-    lines = ["## Compared with\n", *_header(head)]
+    lines = ["## Compared with\n", "Where a dataset has every class the protocols are one.\n", *_header(head)]
     for result in [run, *others]:
         for protocol, block in result.blocks.items():
+            if protocol != PROTOCOLS[0] and not block.get("absent"):
+                continue
             cells = [result.run, result.variant, result.dataset, PROTOCOL_TITLES[protocol]]
             lines.append(_row([*cells, *(percent(block[name]) if name in block else "" for name in TITLES)]))
     return "\n".join(lines) + "\n"
@@ -111,7 +113,7 @@ def _data(fingerprint: dict) -> str:
         f"{name} `{entry['sha256'][:12]}`" for name, entry in fingerprint.get("files", {}).items() if "data" in name
     ]
     if sums:
-        lines.append(f"\nThis run's files: {', '.join(sums)} (whole sums above and in {SUMS_NAME}).")
+        lines.append(f"\nThis run's files: {', '.join(sums)} (whole sums above and in {FINGERPRINT_NAME}).")
     return "\n".join(lines) + "\n"
 
 
