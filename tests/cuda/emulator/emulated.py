@@ -132,7 +132,9 @@ class Emulator:
             "labels": labels, "prototypes": prototypes, "prior": prior, "class_weight": class_weight,
             "geo_weight": geo_weight if is_tensor else None, "class_sums": class_sums,
         }  # fmt: skip
-        self._run("objective", args, inputs, {"terms": terms, "grad_features": grads[0], "grad_logits": grads[1]})
+        outputs = {"terms": terms, "grad_features": grads[0], "grad_logits": grads[1]}
+        outputs = {key: value and value.tensor for key, value in outputs.items()}
+        self.run("objective", args, inputs, outputs, self.library.objective_workspace(ctypes.byref(args)))
         return terms.check(), *(None if grad is None else grad.check() for grad in grads)
 
     def geo_sums(self, features, labels, num_classes):
@@ -146,7 +148,9 @@ class Emulator:
             labels=labels.data_ptr(),
             terms=describe(out.tensor),
         )
-        self._run("geo_sums", args, {"features": features, "labels": labels}, {"sums": out})
+        inputs = {"features": features, "labels": labels}
+        size = self.library.geo_sums_workspace(ctypes.byref(args))
+        self.run("geo_sums", args, inputs, {"sums": out.tensor}, size)
         return out.check()
 
     def scale(self, tensor, factor):
@@ -157,12 +161,12 @@ class Emulator:
     def workspace_bytes(self, **sizes):
         return self.library.objective_workspace(ctypes.byref(Args(**sizes)))
 
-    def _run(self, name, args, inputs, outputs):
-        workspace = Guarded((getattr(self.library, f"{name}_workspace")(ctypes.byref(args)),), torch.uint8)
+    def run(self, name, args, inputs, outputs, workspace_bytes):
+        """Calls a launch function; the tensors by name (or None) are all that its kernels may touch."""
+        workspace = Guarded((workspace_bytes,), torch.uint8)
         args.workspace = workspace.tensor.data_ptr()
         self._watch(inputs, filled=True)
-        written = {**outputs, "workspace": workspace}
-        self._watch({key: value and value.tensor for key, value in written.items()}, filled=False)
+        self._watch({**outputs, "workspace": workspace.tensor}, filled=False)
         self._call(name, ctypes.byref(args))
         workspace.check()
 
@@ -170,7 +174,7 @@ class Emulator:
         for name, tensor in tensors.items():
             if tensor is not None:
                 size = ctypes.c_size_t(tensor.numel() * tensor.element_size())
-                self.library.watch(ctypes.c_void_p(tensor.data_ptr()), size, filled, name.encode())
+                self.library.watch(ctypes.c_void_p(tensor.data_ptr()), size, filled, f"buffer {name}".encode())
 
     def _call(self, name, *args):
         errors = [getattr(self.library, name)(*args) for _ in range(self.repeat)]
