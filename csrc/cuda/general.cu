@@ -104,11 +104,12 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
 template <typename T, typename A>
 __global__ void __launch_bounds__(kThreads) rows_general(const __grid_constant__ ObjectiveArgs args) {
   Workspace<A> w = workspace<A>(args);
-  A* scratch = reinterpret_cast<A*>(shared_memory());  // [3 * warps], then [warps, K] slopes
+  auto& scales = *reinterpret_cast<RowScales<A>*>(shared_memory());
+  A* scratch = reinterpret_cast<A*>(&scales + 1);  // [3 * warps], then [warps, K] slopes
   int warp = int(threadIdx.x / 32), flags = 0;
   A* slopes = scratch + 3 * (kThreads / 32) + warp * args.prototype_count;
   wait_for_previous_kernel();
-  RowScales<A> scales = row_scales<A>(args, [&](int c) { return w.target_counts[c]; });
+  place_row_scales(args, [&](int c) { return w.target_counts[c]; }, scales);
   RowTerms<A> terms{};
   int64_t stride = int64_t(gridDim.x) * (kThreads / 32);
   if (args.features.data)
@@ -136,7 +137,7 @@ cudaError_t start(const ObjectiveArgs& args, cudaStream_t stream) {
     cudaError_t error = launch(class_vectors<A>, dim3(unsigned(args.classes)), dim3(32), 0, stream, overlap, 1, args);
     if (error != cudaSuccess) return error;
   }
-  size_t shared = size_t(kThreads / 32) * (3 + args.prototype_count) * sizeof(A);
+  size_t shared = sizeof(RowScales<A>) + size_t(kThreads / 32) * (3 + args.prototype_count) * sizeof(A);
   dim3 grid(unsigned(persistent_blocks((args.rows + kThreads / 32 - 1) / (kThreads / 32), 8)));
   return launch(rows_general<T, A>, grid, dim3(kThreads), shared, stream, overlap, 1, args);
 }

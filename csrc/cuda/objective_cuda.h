@@ -3,8 +3,7 @@
 //
 // Which kernels run (B rows, D features, C classes, K prototypes):
 // - small: D=256, C<=8, K<=32, not float64, and B small enough that the features and their gradients fit the shared
-// memory
-//   of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch does everything.
+//   memory of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch does everything.
 // - large: D=256, C<=8, K<=32: prepare, class sums, rows; three launches that overlap. Similarities and gradients
 //   by tensor cores for bfloat16 and float16 features, by FFMA for float32 (TF32 would miss the 1e-5 asked for).
 // - general: every other shape up to D=2048, C=64, K=256, and float64: prepare, class sums, class gradients, rows.
@@ -17,6 +16,19 @@
 //
 // Bit-identical from run to run: sums over rows that cross blocks are added as 64-bit integers (fixed point, exact in
 // any order), all others in an order fixed by the launch shape. The workspace is below 0.2 MB at the fast shapes.
+//
+// Overlap (programmatic dependent launch). In prepare -> class sums -> [class vectors ->] rows each kernel but the first
+// may start while the one before runs, and as prepare and the class sums let their successor start at once, rows may
+// start while prepare still runs. So every kernel waits (griddepcontrol.wait) before it touches anything that another of
+// the call wrote, and before it writes at all: its end then implies the end of all before it, and no write overtakes a
+// read. prepare itself never overlaps: it waits for whatever used the workspace's memory before, in the last call or the
+// last replay of a graph. The rows kernels let nobody start early.
+//
+// Checked without a GPU, on every path, by tests/cuda/test_checks.py: those orders, races within a kernel and a cluster,
+// alignment, bounds, memory read before it is written, and launches that a device would refuse. By reading: 64-bit
+// offsets wherever rows enter; every launch below 65,535 blocks in y; attributes set per device, and legal while a
+// stream is captured; at most 60 KB of shared memory but for the cluster kernel, which takes what the device has.
+// By nvdisasm: no local memory in the fast kernels, no loads through the read-only cache, waits where they should be.
 #pragma once
 #ifdef __CUDACC__
 #include <cuda_runtime.h>

@@ -64,6 +64,7 @@ struct FfmaShared {
   ChunkShared chunk;
   float f[kChunk][kDim], gradient[kChunk][kDim];
   float scratch[3 * kFfmaThreads / 32];
+  RowScales<float> scales;
 };
 
 template <typename T>
@@ -74,7 +75,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   Ffma<T> ffma(args, s.chunk);
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return slot_column(i); });
-  RowScales<float> scales = row_scales<float>(args, [&](int c) { return w.target_counts[c]; });
+  place_row_scales(args, [&](int c) { return w.target_counts[c]; }, s.scales);
   RowTerms<float> terms{};
   int64_t chunks = (args.rows + kChunk - 1) / kChunk;
   for (int64_t i = blockIdx.x; i < chunks; i += gridDim.x) {
@@ -95,9 +96,9 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   if (args.logits.data)
     for (int64_t row = int64_t(blockIdx.x) * kFfmaThreads + threadIdx.x; row < args.rows;
          row += int64_t(gridDim.x) * kFfmaThreads)
-      logits_row<float>(args, row, scales, terms, flags);
+      logits_row<float>(args, row, s.scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
-  finish_rows(args, w, s.geo, scales, terms, s.scratch);
+  finish_rows(args, w, s.geo, s.scales, terms, s.scratch);
 }
 
 // ---- bfloat16, float16 ------------------------------------------------------------------------------------------
@@ -248,9 +249,8 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return i; });
   place_class_vectors<T>(args, s);
-  if (threadIdx.x == 0) s.scales = row_scales<float>(args, [&](int c) { return w.target_counts[c]; });
   s.proto[threadIdx.x] = 0;
-  __syncthreads();
+  place_row_scales(args, [&](int c) { return w.target_counts[c]; }, s.scales);
 
   const T* features = static_cast<const T*>(args.features.data);
   int rows = int(args.rows), tiles = (rows + kMmaRows - 1) / kMmaRows, warps = int(gridDim.x) * (kMmaThreads / 32);

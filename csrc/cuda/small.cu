@@ -19,6 +19,7 @@ struct alignas(16) SmallShared {  // 16: the rows that follow it are read as flo
   RowTerms<float> terms[kMostCluster];  // of rank 0: each block's
   int flags[kMostCluster];
   float scratch[3 * kFfmaThreads / 32];
+  RowScales<float> scales;
   int label_count[kClasses], target_count[kClasses], own_flags;
   int label[kMostRows];
   float scale[kMostRows], row_square[kMostRows];
@@ -94,10 +95,10 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
   }
   cluster_arrive();  // a barrier of this block too: between here and the wait, work that needs no other block
   __syncthreads();
-  RowScales<float> scales = row_scales<float>(args, [&](int c) { return s.target_count[c]; });
+  place_row_scales(args, [&](int c) { return s.target_count[c]; }, s.scales);
   if (args.logits.data && thread < rows) {
     int flags = 0;
-    logits_row<float>(args, first + thread, scales, terms, flags);
+    logits_row<float>(args, first + thread, s.scales, terms, flags);
     if (flags) atomicOr(&s.own_flags, flags);
   }
   RowTerms<float> own = block_sum(terms, s.scratch);
@@ -169,7 +170,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
       margin += s.geo[c][1];
       if (!(s.square[c] - s.square[c] == 0.0f)) flags |= kNotFinite;
     }
-    write_output(args, all, scales, var, margin, flags);
+    write_output(args, all, s.scales, var, margin, flags);
   }
 #endif
 }

@@ -4,16 +4,20 @@
 
 namespace ngd_fast {
 
-// Means and slopes of this call. `count(c)`: how many rows have target c.
+// Means and slopes of this call, to shared memory, behind a barrier. `count(c)`: how many rows have target c. By one
+// thread: of the units that divide doubles, most GPUs have two where they have 128 for floats.
 template <typename A, typename Count>
-__device__ RowScales<A> row_scales(const ObjectiveArgs& args, Count count) {
-  double divisor = double(args.rows);
-  if (args.target) {
-    divisor = 0;
-    for (int c = 0; c < args.classes; ++c)
-      divisor += double(count(c)) * (args.class_weight.data ? element<double>(args.class_weight, c) : 1.0);
+__device__ void place_row_scales(const ObjectiveArgs& args, Count count, RowScales<A>& scales) {
+  if (threadIdx.x == 0) {
+    double divisor = double(args.rows);
+    if (args.target) {
+      divisor = 0;
+      for (int c = 0; c < args.classes; ++c)
+        divisor += double(count(c)) * (args.class_weight.data ? element<double>(args.class_weight, c) : 1.0);
+    }
+    scales = RowScales<A>::of(args, double(args.rows), divisor);
   }
-  return RowScales<A>::of(args, double(args.rows), divisor);
+  __syncthreads();
 }
 
 // A row of eight numbers in registers, for loops that unroll; `absent` where the tensor is.
