@@ -6,6 +6,7 @@ A room defines its own models as subclasses of :class:`Config`; :func:`load_conf
 
 import contextlib
 import difflib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args
@@ -60,6 +61,11 @@ def build_config(model: type[C], data: dict[str, Any], *, source: str, overridde
         raise UserError(text) from None
 
 
+def as_override(key: str, value: Any) -> str:
+    """``key=value`` that :func:`load_config` reads back to just this value, such as a path with a colon or a hash."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"  # JSON is YAML, but for escapes beyond 16 bits
+
+
 def dump_config(config: Config) -> str:
     """The configuration as YAML that :func:`load_config` reads back to an equal object."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -74,8 +80,8 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
         value = yaml.safe_load(text)
     except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date but is none
         raise UserError(f"--set {override}: the value is not valid YAML") from None
-    if isinstance(value, str):
-        # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number means a string.
+    if value == text.strip():
+        # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number without quotes means a string.
         with contextlib.suppress(ValueError):
             value = float(value)
     *parents, last = key.strip().split(".")

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ngd_fast.config import Config, dump_config, load_config
+from ngd_fast.config import Config, as_override, dump_config, load_config
 from ngd_fast.errors import UserError
 
 
@@ -25,6 +25,11 @@ def test_yaml_then_overrides_then_dump_round_trip(tmp_path):
     again = tmp_path / "again.yaml"
     again.write_text(dump_config(config))
     assert load_config(Outer, again) == config
+
+
+@pytest.mark.parametrize("name", ["a: b #1.npz", "007", "null", "é 😀", '"{', "new\nline", "1e3"])
+def test_an_override_made_from_a_value_is_that_value(name):
+    assert load_config(Outer, None, [as_override("name", name)]).name == name
 
 
 @pytest.mark.parametrize(

@@ -52,11 +52,10 @@ _KEYS = {
 
 def overrides_of(options: dict, overrides: tuple[str, ...]) -> list[str]:
     """Command-line options as configuration overrides; ``--set`` comes last and wins."""
-    import json
+    from ngd_fast.config import as_override
 
-    # JSON is YAML: a path with a colon or a number for a name stays what it is.
     given = {_KEYS[name]: value for name, value in options.items() if value is not None}
-    return [f"{key}={json.dumps(value)}" for key, value in given.items()] + list(overrides)
+    return [as_override(key, value) for key, value in given.items()] + list(overrides)
 
 
 @command.command("train")

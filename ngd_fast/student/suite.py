@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ngd_fast.artifacts.files import read_json
+from ngd_fast.config import as_override
 from ngd_fast.console import print_table, say
 from ngd_fast.devices import pick_device
 from ngd_fast.errors import UserError
@@ -74,14 +75,14 @@ def grid_jobs(
 ) -> tuple[list[Job], str]:
     """``config`` with each bank (one for each grid size) and each seed; the 5x5 grid, if there, is the baseline."""
     if len(banks) < 2:
-        raise UserError("sweep grid: give --bank for each grid, made by ngd-fast prototypes build --grid 3, 5, 7")
+        raise UserError("sweep grid: --banks must name two or more, made by ngd-fast prototypes build --grid N")
     grids = {PrototypeBank.load(bank).grid: bank for bank in banks}
     if len(grids) < len(banks):
         raise UserError(f"sweep grid: two of the banks have the same grid; they have {sorted(grids)}")
     jobs = []
     for seed in seeds:
         for grid, bank in sorted(grids.items()):
-            changes = [f"objective.proto.bank={bank}", f"name=grid-{grid}x{grid}", f"seed={seed}"]
+            changes = [as_override("objective.proto.bank", bank), f"name=grid-{grid}x{grid}", f"seed={seed}"]
             variant = load_student_config(config, [*overrides, *changes])
             jobs.append(Job(variant, Path(out) / f"{variant.name}_seed{seed}"))
     baseline = 5 if 5 in grids else min(grids)
@@ -89,8 +90,8 @@ def grid_jobs(
 
 
 def _value_name(kind: str, value: float) -> str:
-    width = 4 if kind == "ramp-start" else 5
-    return f"{kind}-{value:0{width}.{1 if kind == 'ramp-start' else 3}f}"
+    text = f"{value:04.1f}" if kind == "ramp-start" else f"{value:.3f}"
+    return f"{kind}-{text if float(text) == value else repr(value)}"
 
 
 def _get(config: StudentConfig, key: str) -> float:

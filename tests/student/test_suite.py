@@ -84,18 +84,21 @@ def test_sweeps_change_one_key_and_know_their_baseline(overrides, tmp_path):
         (0.5, 2),
     ]
 
+    jobs, _ = sweep_jobs("geo-weight", "B3", (0.0121,), [1], overrides, tmp_path)
+    assert [job.folder.name for job in jobs] == ["geo-weight-0.012_seed1", "geo-weight-0.0121_seed1"]
+
     jobs, baseline = sweep_jobs("ramp-start", "B3", (), [1], overrides, tmp_path)
     ramps = [(job.config.objective.geo.schedule.start, job.config.objective.geo.schedule.end) for job in jobs]
     assert ramps == [(0, 40), (10, 50), (20, 60), (30, 70), (40, 80)] and baseline == "ramp-start-20.0"
 
 
 def test_grid_sweep_takes_one_bank_for_each_grid(overrides, files, make_bank, tmp_path):
-    make_bank(256, grid=3).save(tmp_path / "bank3.npz")
-    banks = [files["bank"], str(tmp_path / "bank3.npz")]
+    make_bank(256, grid=3).save(tmp_path / "bank: 3 #1.npz")
+    banks = [files["bank"], str(tmp_path / "bank: 3 #1.npz")]
     jobs, baseline = grid_jobs("B3", banks, [1], overrides, tmp_path)
     assert [job.config.name for job in jobs] == ["grid-3x3", "grid-5x5"] and baseline == "grid-5x5"
     assert jobs[0].config.objective.proto.bank == banks[1]
-    with pytest.raises(UserError, match="--grid 3, 5, 7"):
+    with pytest.raises(UserError, match="--banks must name two or more"):
         grid_jobs("B3", banks[:1], [1], overrides, tmp_path)
     with pytest.raises(UserError, match="same grid"):
         grid_jobs("B3", [banks[0], banks[0]], [1], overrides, tmp_path)
