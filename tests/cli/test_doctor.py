@@ -3,7 +3,9 @@
 import json
 import subprocess
 import sys
+from types import SimpleNamespace
 
+from ngd_fast.cli.doctor import _cuda_build
 from ngd_fast.objective import backends
 
 
@@ -35,3 +37,9 @@ def test_tables_name_every_backend_and_the_reason():
         assert name in text
     assert "none visible" in text
     assert "no CUDA device" in text or "not built" in text
+
+
+def test_the_build_says_for_which_gpus_or_why_for_none():
+    built = SimpleNamespace(WHY_NO_CUDA="", CUDA_VERSION="13.0", CUDA_ARCH_LIST="8.0;9.0+PTX")
+    assert _cuda_build(built) == "13.0, architectures 8.0;9.0+PTX"
+    assert _cuda_build(SimpleNamespace(WHY_NO_CUDA="nvcc was not found")) == "no: nvcc was not found"
