@@ -43,7 +43,11 @@ def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all
     """Classify faces: INPUTS are images, folders of images, CSV lists or NPZ files.
 
     Each image is taken as one cropped face; with --detect, as a photograph in which faces are found first. A photograph
-    without a face is listed without a class. Research use only: not for diagnosis, identification or surveillance.
+    without a face is listed without a class. Written are image, top_class, confidence and each class's probability;
+    with --detect also faces (how many were found), face_x, face_y, face_width, face_height (pixels of the image turned
+    upright) and face_score.
+
+    Research use only: not for diagnosis, identification or surveillance.
     """
     kind = kind or _kind_of(out)
     if not detect and (all_faces or margin is not None):
