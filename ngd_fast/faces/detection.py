@@ -7,9 +7,9 @@ import numpy as np
 from ngd_fast.errors import UserError
 
 PASSES = (320, 960)
-"""Longer sides, in pixels, that a photograph is searched at: YuNet sees faces of about 50 to 400 pixels. Of FER+ faces in
-the middle of a flat photograph, 960 finds 88 % at 1/12 of its side and 97 % at 1/7, and 320 finds 92 % where the face is
-all of it."""
+"""Longer sides, in pixels, that a photograph is searched at: YuNet sees faces of about 50 to 400 pixels. Of FER+ faces
+in the middle of a flat photograph, 960 finds 88 % at 1/12 of its side and 97 % at 1/7, and 320 finds 92 % where the
+face is all of it."""
 _MIN_SCORE = 0.6
 _MAX_OVERLAP = 0.3
 
