@@ -31,10 +31,12 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ Objective
   int lane = int(threadIdx.x % 32);
   for (int64_t k = thread / 32; k < args.prototype_count; k += threads / 32) {
     A squares = 0;
-    for (int d = lane; d < args.dim; d += 32) {
-      A p = element<A>(args.prototypes, k * args.dim + d);
-      squares += p * p;
-    }
+    with_type(args.prototypes, [&](auto* data) {
+      for (int d = lane; d < args.dim; d += 32) {
+        A p = widened<A>(data[k * args.dim + d]);
+        squares += p * p;
+      }
+    });
     A scale = inverse_norm(warp_sum(squares));
     if (lane == 0) w.prototype_scale[k] = scale;
   }
