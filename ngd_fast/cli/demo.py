@@ -76,10 +76,14 @@ def command(out, seed, device, small):
 
     _heading("4/6  The vision teacher, then the students B0 to B3")
     faces = ("--train", data / "ferplus_train.npz", "--valid", data / "ferplus_valid.npz", "--device", device)
-    _run(*("student", "train", "--config", "demo/teacher", *faces, "--seed", seed, "--out", vision, *settings[:2]))
+    _run(
+        *("student", "train", "--config", "demo/teacher", *faces, "--seed", seed, "--out", vision, *settings[:2]),
+        makes=vision / "metrics.json",
+    )
     _run(
         *("ablation", "--configs", "demo/B0,demo/B1,demo/B2,demo/B3", "--seeds", seed, *faces),
         *("--bank", bank, "--teacher", vision, "--out", runs, *settings),
+        makes=runs / "viz" / "ablation_lite.json",
     )
 
     _heading("5/6  The students on faces from elsewhere")
@@ -121,8 +125,11 @@ def _make_data(data: Path, scale: Scale, seed: int) -> None:
         make()
 
 
-def _run(*arguments) -> None:
-    """Print a command as a user would type it, and run it here. Raises UserError where it fails."""
+def _run(*arguments, makes: Path | None = None) -> None:
+    """Print a command as a user would type it, and run it here. Raises UserError where it fails.
+
+    ``makes`` is the file that it leaves at its end: a training that SIGTERM stops leaves a checkpoint and no failure.
+    """
     from ngd_fast.cli import group
 
     arguments = [str(argument) for argument in arguments]
@@ -130,6 +137,8 @@ def _run(*arguments) -> None:
     status = group.main(arguments, prog_name="ngd-fast", standalone_mode=False)
     if status:
         raise UserError(f"ngd-fast {' '.join(arguments[:2])} ended with {status}")
+    if makes is not None and not makes.exists():
+        raise UserError(f"ngd-fast {' '.join(arguments[:2])} was stopped before it wrote {makes}")
 
 
 def _closing(out: Path, runs: Path, seconds: float) -> None:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 
 from ngd_fast import cli
+from ngd_fast.cli.demo import _run
+from ngd_fast.errors import UserError
 from ngd_fast.prototypes.bank import PrototypeBank
 
 pytest.importorskip("mne")
@@ -64,3 +66,12 @@ def test_verify_notices_a_touched_run(demo, capsys):
         cli.main(["verify", str(demo / "xval" / "B3_CK-like")])
     assert stop.value.code == 1
     assert "metrics.json" in capsys.readouterr().out
+
+
+def test_a_training_that_was_stopped_ends_the_demo(tmp_path, monkeypatch):
+    """SIGTERM lets a training end well, with a checkpoint: what follows must not go on with half a teacher."""
+    monkeypatch.setattr(cli.group, "main", lambda *arguments, **options: None)
+    with pytest.raises(UserError, match=r"student train was stopped before it wrote .*metrics\.json"):
+        _run("student", "train", makes=tmp_path / "metrics.json")
+    (tmp_path / "metrics.json").write_text("{}")
+    _run("student", "train", makes=tmp_path / "metrics.json")
