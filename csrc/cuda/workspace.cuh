@@ -124,8 +124,9 @@ inline int persistent_blocks(int64_t work, int per_multiprocessor) {
   return int(work < blocks ? (work > 0 ? work : 1) : blocks);
 }
 
-// Major compute capability that the kernels to run on the current device were compiled for. Below the device's where the
-// driver compiles them from the PTX of an older one: clusters and waiting for the kernel before are then not in them.
+// Major compute capability that the kernels to run on the current device were compiled for. Below the device's where
+// the driver compiles them from the PTX of an older one: clusters and waiting for the kernel before are then not in
+// them.
 int capability_major();
 
 inline bool fast_shape(const ObjectiveArgs& args) {

@@ -5,16 +5,17 @@
 // - lie in the thread's own stack, the shared memory of its cluster, or a buffer that `watch` announced;
 // - read only bytes that somebody wrote (of a buffer: unless the caller filled it);
 // - be aligned as its type says (a vector access of 16 bytes to 16);
-// - be ordered after every earlier access to the same bytes by another thread, if either writes and not both are atomic or
-//   volatile.
+// - be ordered after every earlier access to the same bytes by another thread, if either writes and not both are atomic
+//   or volatile.
 //
 // What orders memory: __syncwarp within a warp, __syncthreads within a block, cluster_arrive to cluster_wait within a
-// cluster; across blocks a fence, then an atomic, seen by another thread's atomic, then its fence; kernels, as far as the
-// later one waited (griddepcontrol.wait) or started after the end of the earlier. A kernel launched to overlap the one
-// before starts as early as the hardware may let it. Shuffles, votes and mma order nothing.
+// cluster; across blocks a fence, then an atomic, seen by another thread's atomic, then its fence; kernels, as far as
+// the later one waited (griddepcontrol.wait) or started after the end of the earlier. A kernel launched to overlap the
+// one before starts as early as the hardware may let it. Shuffles, votes and mma order nothing.
 //
 // The order in which accesses are seen is the emulator's, so one run finds every race of the paths it takes but for two
-// limits: of each four bytes at most seven accesses are remembered, and an order by chance of two atomics counts as one.
+// limits: of each four bytes at most seven accesses are remembered, and an order by chance of two atomics counts as
+// one.
 #include <dlfcn.h>
 #include <sys/mman.h>
 
