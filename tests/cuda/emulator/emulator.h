@@ -2,11 +2,11 @@
 //   g++ -std=c++17 -O1 -x c++ -include emulator.h -c kernel.cu
 // and link with emulator.cpp and checks.cpp. Every thread of a block (of all blocks of a cluster) is a fiber; blocks
 // and clusters run one after the other. Barriers, shuffles and votes are real: a fiber waits until the others have
-// arrived. The order in which fibers run is shuffled by a seed, and shared memory starts as NaN, so a missing barrier or
-// an unwritten value shows as a changed result. What a GPU would hang on (a barrier that not all threads reach) or
-// write beyond (shared memory) aborts with a message; a launch that a GPU would refuse is refused. checks.cpp finds what
-// needs not show in a result, in kernels compiled with its options. Not emulated: time, caches, float rounding of the
-// tensor cores' sums.
+// arrived. The order in which fibers run is shuffled by a seed, and shared memory starts as NaN, so a missing barrier
+// or an unwritten value shows as a changed result. A launch that a GPU would refuse is refused; one that it would hang
+// on (a barrier that not all threads reach) or that writes beyond its shared memory is given up, and `faults` says why.
+// checks.cpp finds what need not show in a result, in kernels compiled with its options. Not emulated: time, caches,
+// float rounding of the tensor cores' sums.
 #pragma once
 #include <math.h>
 
