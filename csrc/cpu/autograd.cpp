@@ -70,6 +70,7 @@ class Objective : public torch::autograd::Function<Objective> {
     context->save_for_backward({features.value_or(Tensor()), logits.value_or(Tensor())});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
     context->mark_non_differentiable({terms});
+    context->set_materialize_grads(false);  // terms have none: zeros for them would cost a launch
     return {total_of(terms), terms};
   }
 
@@ -81,6 +82,7 @@ class Objective : public torch::autograd::Function<Objective> {
     auto capsule = context->saved_data["call"].toCapsule();
     auto& call = static_cast<Call&>(*capsule);
     const auto saved = context->get_saved_variables();  // raises where the graph has been freed
+    if (!grad_outputs[0].defined()) return {Tensor(), Tensor(), Tensor()};
     // A second backward through a retained graph: the first one gave the gradients away.
     if ((call.want_features_grad && !call.grad_features.defined()) || (call.want_logits_grad && !call.grad_logits.defined()))
       call.run(saved[0].defined() ? MaybeTensor(saved[0]) : MaybeTensor(),
