@@ -107,6 +107,8 @@ def export_onnx(
                     external_data=False,
                     verbose=False,
                 )
+        except OSError:
+            raise  # a full disk is no fault of the exporter
         except Exception as error:  # the exporter raises classes of its own and of onnx that share no base
             raise UserError(
                 f"--onnx: PyTorch {torch.__version__} cannot export this network with opset {opset} "

@@ -91,6 +91,8 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
+    if path.is_dir():
+        raise UserError(f"{path}: is a folder, wanted an NPZ file")
     if not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not an NPZ file; is it truncated?")
     try:

@@ -37,7 +37,7 @@ def verify(path: str | Path) -> list[Verification]:
     """
     path = Path(path)
     if not path.is_dir():
-        raise UserError(f"{path}: no such folder")
+        raise UserError(f"{path}: is a file, wanted a run's folder" if path.exists() else f"{path}: no such folder")
     marks = {SUMS_NAME, *_CHECKS}
     folders = sorted({file.parent for file in path.rglob("*") if file.name in marks})
     if not folders:

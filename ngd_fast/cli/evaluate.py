@@ -18,7 +18,9 @@ from ngd_fast.errors import UserError
 @click.option("--class-map", type=click.Path(), help='JSON {"neutral": 0, ...}: the dataset\'s own labels.')
 @click.option("--image-root", type=click.Path(), help="Folder that a CSV's paths start from.")
 @click.option("--img-size", type=click.IntRange(8), help="Side of the network's input.  [default: as trained]")
-@click.option("--outs-dir", type=click.Path(), help="Folder to write.  [default: outs/xval_DATASET_RUN]")
+@click.option(
+    "--out", "--outs-dir", "outs_dir", type=click.Path(), help="Folder to write.  [default: outs/xval_DATASET_RUN]"
+)
 @click.option("--dataset", help="The dataset's name in tables.  [default: its file's name]")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
 @click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that decode images.")

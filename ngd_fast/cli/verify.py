@@ -8,7 +8,7 @@ from ngd_fast.console import say
 @click.command("verify")
 @click.argument("runs", nargs=-1, required=True, type=click.Path())
 def command(runs):
-    """Check the checksums of RUNS and derive their metrics and tables again; says what changed (exit code 1).
+    """Check the checksums of RUNS and derive their metrics and tables again; says what changed (exit code 2).
 
     A folder above several runs stands for all of them.
     """
@@ -27,5 +27,5 @@ def command(runs):
                 click.echo(f"  note     {line}")
     if failed:
         say(f"{failed} folder(s) are not as they were written")
-        return 1
+        return 2
     return 0

@@ -92,11 +92,6 @@ class Feed(abc.ABC):
         self.source = self.source.for_size(image_size)
 
     @property
-    def num_samples(self) -> int:
-        """Faces in the whole dataset (after bad images were left out)."""
-        return len(self.faces)
-
-    @property
     def samples_per_rank(self) -> int:
         """Samples that this rank sees in an epoch."""
         per_rank, rest = divmod(len(self.faces), self.world_size)

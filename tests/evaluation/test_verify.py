@@ -40,7 +40,7 @@ def test_a_number_typed_by_hand_is_found_even_with_new_checksums(run, capsys):
     write_sums(run)
     (line,) = problems(run)
     assert line.startswith("metrics.json valid: eight_way.accuracy: says 0.99, is 0.")
-    assert exit_code("verify", run) == 1
+    assert exit_code("verify", run) == 2
     assert line in capsys.readouterr().out
 
 
