@@ -53,7 +53,7 @@ def group():
 
 
 def main(args: list[str] | None = None) -> None:
-    """Run the command line and exit: 0 done, 1 a check failed, 2 a fault the user can mend, 130 interrupted."""
+    """Run the command line and exit: 0 done, 1 output cut off, 2 a fault the user can mend, 130 interrupted."""
     threading.excepthook = _report_thread
     try:
         status = group.main(args=args, prog_name="ngd-fast", standalone_mode=False)

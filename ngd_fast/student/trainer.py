@@ -44,19 +44,24 @@ class Trainer:
         self.steps_per_epoch = train_feed.steps_per_epoch // self.config.accumulation
         self.images_per_step = train_feed.batch_size * self.config.accumulation * ranks.world_size
         self.runner = StepRunner([s.step for s in self.sessions], teacher, use_graph=use_graph)
-        self._stop = False
+        self._stop = self._interrupted = False
         self._text = ""
 
     def run(self) -> bool:
-        """Train to the last epoch. False where SIGTERM stopped it before; a checkpoint was written then."""
+        """Train to the last epoch. False where SIGTERM stopped it before; a checkpoint was written then.
+
+        Ctrl-C writes one too and raises KeyboardInterrupt.
+        """
         first = self.sessions[0].progress
         where = {(s.progress.epoch, s.progress.step) for s in self.sessions}
         if len(where) != 1:
             raise UserError("these students are not equally far, so they cannot be trained side by side")
-        with self._bar(first.epoch * self.steps_per_epoch + first.step) as bar, self._until_sigterm():
+        with self._bar(first.epoch * self.steps_per_epoch + first.step) as bar, self._until_signalled():
             for epoch in range(first.epoch, self.config.epochs):
                 with self._explained():
                     finished = self._run_epoch(epoch, bar)
+                if not finished and self._interrupted:
+                    raise KeyboardInterrupt
                 if not finished:
                     return False
         return True
@@ -152,20 +157,26 @@ class Trainer:
         return bar
 
     @contextlib.contextmanager
-    def _until_sigterm(self):
-        """Within: SIGTERM asks the loop to write a checkpoint and return."""
+    def _until_signalled(self):
+        """Within: SIGTERM and Ctrl-C ask the loop to write a checkpoint and return; a second Ctrl-C ends at once."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
+        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
 
-        def ask(signum, frame):
+        def ask(number, frame):
             self._stop = True
+            if number == signal.SIGINT:
+                self._interrupted = True
+                signal.signal(signal.SIGINT, before[signal.SIGINT])
 
-        before = signal.signal(signal.SIGTERM, ask)
+        for number in before:
+            signal.signal(number, ask)
         try:
             yield
         finally:
-            signal.signal(signal.SIGTERM, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
     @contextlib.contextmanager
     def _explained(self):

@@ -422,6 +422,18 @@ def test_sigterm_in_the_middle_of_an_epoch_resumes_bit_for_bit(finished, tmp_pat
     assert_same_run(folder, tmp_path / "run")
 
 
+def test_ctrl_c_writes_a_checkpoint_too(finished, tmp_path, monkeypatch, capsys):
+    config, folder, _ = finished
+    with monkeypatch.context() as patch:
+        interrupt_at(patch, 9, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(KeyboardInterrupt):
+            train_student(config, tmp_path / "run")
+    assert "--resume" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train_student(config, tmp_path / "run", resume=True)
+    assert_same_run(folder, tmp_path / "run")
+
+
 def test_checkpoints_at_epochs_ends_wait_their_time(finished, tmp_path, monkeypatch):
     """With the default of 20 s a run of one second writes its checkpoint and its best student once, at the end."""
     config, folder, _ = finished
