@@ -64,7 +64,7 @@ def test_verify_notices_a_touched_run(demo, capsys):
     path.write_text(path.read_text().replace('"B3"', '"B4"'))
     with pytest.raises(SystemExit) as stop:
         cli.main(["verify", str(demo / "xval" / "B3_CK-like")])
-    assert stop.value.code == 1
+    assert stop.value.code == 2
     assert "metrics.json" in capsys.readouterr().out
 
 
