@@ -34,7 +34,7 @@ $(BIN)/python:
 
 # torch comes first: everything that builds against it, or would pull another build of it, comes after.
 $(VENV)/.ngd_fast-torch: | $(BIN)/python
-	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=77" wheel "pybind11>=2.12" ninja
+	$(BIN)/python -m pip install -q --upgrade pip "setuptools>=64" wheel "pybind11>=2.12" ninja
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
 	touch $@
 

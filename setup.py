@@ -138,4 +138,4 @@ def _torch_at_least(torch, major, minor):
 
 
 ext_modules, cmdclass = extensions()
-setup(ext_modules=ext_modules, cmdclass=cmdclass)
+setup(license="Apache-2.0", ext_modules=ext_modules, cmdclass=cmdclass)
