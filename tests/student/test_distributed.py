@@ -60,7 +60,8 @@ def test_batch_that_ranks_cannot_share_is_refused(small_config, monkeypatch):
     import torch
 
     from ngd_fast.errors import UserError
-    from ngd_fast.student.run import _make_feeds, load_inputs
+    from ngd_fast.student.inputs import load_inputs
+    from ngd_fast.student.run import _make_feeds
 
     config = small_config("B0", "train.batch_size=15")
     with pytest.raises(UserError, match="cannot be shared by 2 ranks"):
