@@ -14,7 +14,6 @@ from ngd_fast.bench import _timing, plain
 from torch import Tensor
 
 VARIANTS = ("B0", "B3-no-kd", "B3-cached", "B3")
-PACKAGES = ("PyTorch", "ngd_fast")
 COLUMNS = ("variant", "batch", "implementation", "students", "ms", "images/s")
 
 

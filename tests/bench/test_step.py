@@ -19,7 +19,8 @@ def _one_thread():
 @pytest.mark.parametrize("variant", step.VARIANTS)
 def test_plain_pytorch_does_the_same_work(variant):
     """Same weights, same batch: the losses of three steps are those of ours."""
-    calls = [step.make_step(f"{name} eager", step.Inputs(variant, 8, 24, CPU, **SMALL)) for name in step.PACKAGES]
+    names = ("PyTorch eager", "ngd_fast eager")
+    calls = [step.make_step(name, step.Inputs(variant, 8, 24, CPU, **SMALL)) for name in names]
     with step.kept_settings():
         losses = [float(calls[0]()) for _ in range(3)]
         for _ in range(3):
