@@ -1,6 +1,8 @@
 """Small faces, a bank and a configuration that trains in a second."""
 
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +16,9 @@ from ngd_fast.student.run import train_student
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.step import StudentStep
 from ngd_fast.synthetic.faces import make_faces
+
+sys.path.insert(0, str(Path(__file__).parent))  # makes ``runs`` importable from the tests of this folder
+from runs import RAMP
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -118,3 +123,11 @@ def make_batches() -> Callable[..., list[Batch]]:
         return batches
 
     return make
+
+
+@pytest.fixture(scope="session")
+def finished(small_config, teacher, tmp_path_factory):
+    """A B3 run, and the configuration it was made from."""
+    config = small_config("B3", f"objective.kd.teacher={teacher}", *RAMP)
+    folder = tmp_path_factory.mktemp("finished") / "B3_seed1"
+    return config, folder, train_student(config, folder)
