@@ -5,11 +5,13 @@ import os
 import platform
 import shutil
 import subprocess
+from dataclasses import asdict
 from importlib import metadata, util
 
 import click
 
 from ngd_fast._version import __version__
+from ngd_fast.errors import UserError
 
 #: Optional packages by what needs them: (distributions, any of which will do, extra to install).
 _OPTIONAL = {
@@ -100,18 +102,43 @@ def _cuda_build(info) -> str:
     return f"{info.CUDA_VERSION}, architectures {info.CUDA_ARCH_LIST}"
 
 
+def _check() -> list[dict]:
+    from ngd_fast import selfcheck
+
+    return [{**asdict(finding), "ok": finding.ok} for finding in selfcheck.check()]
+
+
 @click.command()
+@click.option("--check", is_flag=True, help="Also run every kernel that is here and compare it with plain PyTorch.")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of tables.")
-def command(as_json: bool) -> None:
-    """Print versions, devices and backends; for each backend that is missing, why."""
+def command(check: bool, as_json: bool) -> None:
+    """Print versions, devices and backends; for each backend that is missing, why.
+
+    With --check the exit status is 2 where a kernel is wrong on this machine.
+    """
     report = collect()
+    findings = _check() if check else []
     if as_json:
-        click.echo(json.dumps(report, indent=2))
-        return
+        click.echo(json.dumps({**report, "check": findings} if check else report, indent=2))
+    else:
+        _print(report, findings)
+    wrong = [f"{finding['what']} ({finding['case']})" for finding in findings if not finding["ok"]]
+    if wrong:
+        raise UserError(f"not what plain PyTorch computes, do not train with it here: {'; '.join(wrong)}")
+
+
+def _print(report: dict, findings: list[dict]) -> None:
     from ngd_fast.console import print_table
 
     for section, entries in report.items():
         if isinstance(entries, dict):
             rows = [(name, "; ".join(value) if isinstance(value, list) else value) for name, value in entries.items()]
             print_table([section, ""], rows)
+    if findings:
+        columns = ["check", "input", "error", "bound", "same bits twice", ""]
+        rows = [
+            (f["what"], f["case"], f"{f['error']:.1e}", f"{f['bound']:.1e}", f["repeats"], "ok" if f["ok"] else "WRONG")
+            for f in findings
+        ]
+        print_table(columns, rows)
     click.echo(f"objective: backend=None takes the first of these that fits: {report['fastest']}")
