@@ -107,6 +107,14 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
         raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
 
 
+def delimiter_of(header: str) -> str:
+    """What parts the cells of a CSV whose first line is ``header``: the commonest of comma, semicolon and tab.
+
+    Spreadsheets write semicolons where the comma is the decimal sign.
+    """
+    return max(",;\t", key=header.count)
+
+
 def sha256(path: str | Path) -> str:
     """SHA-256 of a file as 64 hexadecimal digits."""
     with open(path, "rb") as file:

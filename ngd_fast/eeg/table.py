@@ -1,13 +1,14 @@
 """Tables of band power: any CSV with one row for each window and one column for each channel and band."""
 
 import re
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from ngd_fast.artifacts.files import sha256
+from ngd_fast.artifacts.files import delimiter_of, sha256
 from ngd_fast.config import Config
 from ngd_fast.console import say
 from ngd_fast.eeg.manifest import Topomaps
@@ -47,8 +48,8 @@ class TableMapping(Config):
 
     @model_validator(mode="after")
     def _check(self):
-        if "{channel}" not in self.features or "{band}" not in self.features:
-            raise ValueError("features must hold {channel} and {band}")
+        if self.features.count("{channel}") != 1 or self.features.count("{band}") != 1:
+            raise ValueError("features must hold {channel} and {band} once each")
         if not self.rating_range[0] < self.rating_range[1]:
             raise ValueError("rating_range must be [lowest, highest]")
         return self
@@ -59,6 +60,7 @@ def topomaps_from_table(
 ) -> Topomaps:
     """Topomaps of a CSV of band power; valence and arousal from its own columns or joined from the CSV ``ratings``.
 
+    Cells may be parted by commas, semicolons (numbers then with a point or a decimal comma) or tabs.
     Rows with NaN are mended or left out as ``config.bad_channels`` says; without ratings every window is unlabelled.
     Raises UserError for a table that cannot be read, columns that are not found, duplicate windows, ratings out of
     range, or values that have no logarithm.
@@ -111,9 +113,16 @@ def _read(path: str | Path):
     import pandas as pd
 
     try:
-        table = pd.read_csv(path)
+        with open(path, encoding="utf-8") as file:
+            delimiter = delimiter_of(file.readline())
+        with warnings.catch_warnings():
+            # Without index_col=False a cell too many in every row would shift all columns by one.
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            table = pd.read_csv(path, sep=delimiter, decimal="," if delimiter == ";" else ".", index_col=False)
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
+    except pd.errors.ParserWarning:
+        raise UserError(f"{path}: its rows have more cells than its header has names") from None
     except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
         raise UserError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
     if not len(table):
@@ -184,7 +193,10 @@ def _numbers_in(path, table, column) -> np.ndarray:
     if numbers.isna().any():
         row = int(np.argmax(numbers.isna()))
         raise UserError(f"{path}: row {row + 2}, column {column} must hold a number, is {names.iloc[row]!r}")
-    numbers = numbers.astype(np.int64)
+    try:
+        numbers = numbers.astype(np.int64)
+    except OverflowError:
+        raise UserError(f"{path}: column {column} holds numbers of more than 18 digits, such as {names[0]!r}") from None
     if names.groupby(numbers).nunique().max() > 1:
         number = int(names.groupby(numbers).nunique().idxmax())
         both = sorted(set(names[numbers == number]))[:2]

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ngd_fast.artifacts.files import delimiter_of
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES, LabelMap, class_index
 from ngd_fast.faces.images import IMAGE_SUFFIXES
@@ -20,7 +21,7 @@ SUBJECT_COLUMNS = ("subject", "subject_id")
 def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     """Header (lower case, stripped) and an iterator of (line number, cells). A short or long row is a UserError.
 
-    Cells are parted by commas, or by semicolons or tabs where the header has more of those, as spreadsheets write them.
+    Cells are parted by commas, or by semicolons or tabs where the header has more of those.
     """
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first header.
@@ -31,7 +32,7 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
     try:
         first = file.readline()
-        reader = csv.reader(itertools.chain([first], file), delimiter=max(",;\t", key=first.count))
+        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter_of(first))
         header = [cell.strip().lower() for cell in next(reader, [])]
     except (csv.Error, UnicodeDecodeError) as error:
         file.close()

@@ -73,6 +73,29 @@ def test_a_column_that_the_mapping_names_must_be_there(frame, tmp_path):
             run(frame, tmp_path, mapping=TableMapping(**{role: "zz"}))
 
 
+@pytest.mark.parametrize(("sep", "decimal"), [(";", ","), (";", "."), ("\t", ".")])
+def test_tables_as_spreadsheets_write_them(frame, tmp_path, sep, decimal):
+    ratings = frame[["subject", "trial", "valence", "arousal"]].drop_duplicates() * [1, 1, 0.5, 1]
+    bare = frame.drop(columns=["valence", "arousal"])
+    expected = run(bare, tmp_path, ratings=ratings)
+    for table, name in ((bare, "t.csv"), (ratings, "ratings.csv")):
+        table.to_csv(tmp_path / name, index=False, sep=sep, decimal=decimal, encoding="utf-8-sig")
+    found = topomaps_from_table(tmp_path / "t.csv", SMALL, None, tmp_path / "ratings.csv")
+    np.testing.assert_array_equal(found.maps, expected.maps)
+    np.testing.assert_array_equal(found.valence, expected.valence)
+
+
+def test_cells_without_a_name_shift_no_column(frame, tmp_path):
+    frame = frame[[*frame.columns[3:], "subject", "trial", "window"]]
+    expected = run(frame, tmp_path)
+    header, *rows = (tmp_path / "t.csv").read_text().splitlines()
+    (tmp_path / "t.csv").write_text("\n".join([header, *(f"{row}," for row in rows)]))
+    np.testing.assert_array_equal(topomaps_from_table(tmp_path / "t.csv", SMALL).maps, expected.maps)
+    (tmp_path / "t.csv").write_text("\n".join([header, *(f"{row},1" for row in rows)]))
+    with pytest.raises(UserError, match=r"t\.csv: its rows have more cells than its header has names"):
+        topomaps_from_table(tmp_path / "t.csv", SMALL)
+
+
 def test_windows_without_a_column_are_numbered(frame, tmp_path):
     topomaps = run(frame.drop(columns="window"), tmp_path)
     np.testing.assert_array_equal(topomaps.window, np.tile([0, 1, 2], 4))
@@ -156,6 +179,10 @@ def test_a_dead_channel_is_named(frame, tmp_path, capsys):
         (lambda f: f.assign(F3_alpha=["x"] * len(f)), "row 2, column F3_alpha must be a number, is 'x'"),
         (lambda f: f.assign(subject="anna"), "column subject must hold a number, is 'anna'"),
         (lambda f: f.assign(subject=["a1", "b1"] * 6), "'a1' and 'b1', which are both number 1"),
+        (
+            lambda f: f.assign(subject="S" + "7" * 25),
+            "column subject holds numbers of more than 18 digits, such as 'S777",
+        ),
         (lambda f: f.assign(F3_alpha=0.0), "F3 alpha is 0, which has no logarithm"),
         (lambda f: f.rename(columns={"F3_alpha": "X9_alpha", "F3_beta": "X9_beta"}), "no position for X9"),
         (lambda f: f.assign(**{"F3_alpha_power": 1.0}), "both F3 alpha"),
@@ -195,7 +222,10 @@ def test_files_that_are_no_tables(tmp_path):
             topomaps_from_table(tmp_path / name, SMALL)
 
 
-@pytest.mark.parametrize("changes", [{"features": "{channel}"}, {"rating_range": (9, 1)}, {"feature": "x"}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"features": "{channel}"}, {"features": "{channel}_{band}_{band}"}, {"rating_range": (9, 1)}, {"feature": "x"}],
+)
 def test_mappings_that_are_never_right(changes):
     with pytest.raises(ValueError):
         TableMapping(**changes)
