@@ -107,6 +107,19 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
         raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
 
 
+def require_free(folder: str | Path, *, resume: bool | None = None) -> None:
+    """Raise UserError where a run cannot be written to ``folder``: it is a file, or holds something already.
+
+    ``resume``: whether the run in it is to be continued; None for runs that cannot be.
+    """
+    folder = Path(folder)
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out {folder}: is a file")
+    if not resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        remedy = "" if resume is None else "continue that run with --resume or "
+        raise UserError(f"--out {folder}: is not empty; {remedy}choose another folder")
+
+
 def delimiter_of(header: str) -> str:
     """What parts the cells of a CSV whose first line is ``header``: the commonest of comma, semicolon and tab.
 

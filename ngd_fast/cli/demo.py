@@ -52,7 +52,10 @@ def command(out, seed, device, small):
     Recordings in DREAMER's and MAHNOB-HCI's own formats and drawn faces of the eight expressions stand in for the
     datasets, whose owners hand them out themselves. Every other step is a command that is printed before it runs.
     """
+    from ngd_fast.artifacts.files import require_free
+
     scale, out, started = (_SMALL if small else _FULL), Path(out), time.monotonic()
+    require_free(out)
     data, eeg, bank = out / "data", out / "eeg", out / "prototypes_5x5.npz"
     teacher, vision, runs = out / "teacher", out / "vision_teacher", out / "runs"
     settings = [part for override in scale.overrides for part in ("--set", override)]

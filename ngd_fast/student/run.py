@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 
-from ngd_fast.artifacts.files import read_json, write_text
+from ngd_fast.artifacts.files import read_json, require_free, write_text
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
 from ngd_fast.config import dump_config, load_config
 from ngd_fast.console import say
@@ -67,7 +67,7 @@ def train_students(
         inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
         for c, folder in zip(configs, folders):
             _require_backend(c, device)
-            _require_free(folder, resume)
+            require_free(folder, resume=resume)
         ranks.barrier()  # before rank 0 fills the folders that the others look into
         metrics = _train(configs, folders, inputs, ranks, device, resume)
         ranks.barrier()
@@ -332,10 +332,3 @@ def _require_backend(config: StudentConfig, device: torch.device) -> None:
         backends.choose(config.objective.backend, features, *[None] * 7, num_classes=len(CLASS_NAMES))
     except RuntimeError as error:
         raise UserError(f"objective.backend: {error}") from None
-
-
-def _require_free(folder: Path, resume: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise UserError(f"--out {folder}: is a file")
-    if not resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
-        raise UserError(f"--out {folder}: is not empty; continue that run with --resume or choose another folder")

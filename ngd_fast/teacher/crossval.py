@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ngd_fast.artifacts.files import save_npz, sha256, write_json, write_sums, write_text
+from ngd_fast.artifacts.files import require_free, save_npz, sha256, write_json, write_sums, write_text
 from ngd_fast.config import dump_config
 from ngd_fast.console import progress, say
 from ngd_fast.eeg.manifest import Topomaps
@@ -130,9 +130,11 @@ def run_crossval(
     from ngd_fast.teacher.run import load_labelled
 
     out = Path(out)
+    require_free(out)
     maps = load_labelled(maps_path)
     support = Topomaps.load(support_path) if support_path is not None else None
     splits = make_splits(maps, folds, config)
+    out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work, not after it
     metrics, predictions = cross_validate(maps, splits, config, seeds=seeds, support=support, device=device)
     histories = metrics.pop("histories")
     metrics |= {"scheme": str(folds), "maps_sha256": sha256(maps_path), "summary": summarize(metrics)}

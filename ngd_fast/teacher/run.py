@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ngd_fast.artifacts.files import sha256, write_json, write_sums, write_text
+from ngd_fast.artifacts.files import require_free, sha256, write_json, write_sums, write_text
 from ngd_fast.config import dump_config
 from ngd_fast.console import say
 from ngd_fast.eeg.manifest import Topomaps
@@ -42,9 +42,11 @@ def run_training(
     """Train one teacher on a fixed split by subject and write its run to ``out``; returns what metrics.json holds.
 
     Files: config.yaml, teacher_best.safetensors, splits.json, metrics.json, log.jsonl, tb/, SHA256SUMS.txt and, with
-    ``figures``, viz/. After Ctrl-C the best epoch so far is written and marked ``"interrupted": true``.
+    ``figures``, viz/. After Ctrl-C the best epoch so far is written and marked ``"interrupted": true``. A training
+    that cannot start leaves nothing. Raises UserError for a folder that holds something already.
     """
     out = Path(out)
+    require_free(out)
     maps = load_labelled(maps_path)
     support = Topomaps.load(support_path) if support_path is not None else None
     chosen = config.split
@@ -54,8 +56,6 @@ def run_training(
         fraction=chosen.validation_fraction,
         seed=chosen.seed,
     )
-    for old in (out / "viz").glob("*.png"):
-        old.unlink()  # of an earlier run into this folder
     with EpochLog(out) as log:
         result = train_teacher(maps, split, config, support=support, device=device, on_epoch=log)
     meta = {
@@ -110,28 +110,18 @@ def _draw(out: Path, result: TrainingResult, prediction: np.ndarray, target: np.
 
 
 class EpochLog:
-    """Writes each epoch to log.jsonl, flushed, and to TensorBoard."""
+    """Writes each epoch to log.jsonl, flushed, and to TensorBoard; makes the folder with the first one."""
 
     def __init__(self, folder: Path):
         self.folder = folder
+        self._file = self._board = None
 
     def __enter__(self) -> "EpochLog":
-        from torch.utils.tensorboard import SummaryWriter
-
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            # Events of an earlier run into the same folder would draw a second curve.
-            for old in (self.folder / "tb").glob("events.out.tfevents.*"):
-                old.unlink()
-            self._file = open(self.folder / "log.jsonl", "w", encoding="utf-8")
-            # A Ctrl-C that falls into the writer's queue leaves its thread asleep until the next flush; the default of
-            # two minutes would hold up the end that long.
-            self._board = SummaryWriter(str(self.folder / "tb"), flush_secs=5)
-        except OSError as error:
-            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
         return self
 
     def __call__(self, entry: dict[str, Any]) -> None:
+        if self._board is None:
+            self._open()
         self._file.write(json.dumps(entry, allow_nan=False) + "\n")
         self._file.flush()
         for key, value in entry.items():
@@ -142,6 +132,19 @@ class EpochLog:
                 if name in block:
                     self._board.add_scalar(f"validation/{dimension}_{name}", block[name], entry["epoch"])
 
+    def _open(self) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self._file = open(self.folder / "log.jsonl", "w", encoding="utf-8")  # noqa: SIM115 (closed by __exit__)
+            # A Ctrl-C that falls into the writer's queue leaves its thread asleep until the next flush; the default of
+            # two minutes would hold up the end that long.
+            self._board = SummaryWriter(str(self.folder / "tb"), flush_secs=5)
+        except OSError as error:
+            raise UserError(f"{self.folder}: cannot be written ({error.strerror or error})") from None
+
     def __exit__(self, *_) -> None:
-        self._file.close()
-        self._board.close()
+        for writer in (self._file, self._board):
+            if writer is not None:
+                writer.close()

@@ -68,6 +68,14 @@ def test_verify_notices_a_touched_run(demo, capsys):
     assert "metrics.json" in capsys.readouterr().out
 
 
+def test_a_folder_of_another_demo_is_refused_before_anything_is_made(tmp_path, capsys):
+    (tmp_path / "data").mkdir()
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--small", "--out", str(tmp_path), "--device", "cpu"])
+    assert stop.value.code == 2 and not list((tmp_path / "data").iterdir())
+    assert capsys.readouterr().err == f"error: --out {tmp_path}: is not empty; choose another folder\n"
+
+
 def test_a_training_that_was_stopped_ends_the_demo(tmp_path, monkeypatch):
     """SIGTERM lets a training end well, with a checkpoint: what follows must not go on with half a teacher."""
     monkeypatch.setattr(cli.group, "main", lambda *arguments, **options: None)
