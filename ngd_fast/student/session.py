@@ -41,6 +41,8 @@ class Progress:
     """Finished steps of the running epoch."""
     sums: list[float] = field(default_factory=lambda: [0.0] * len(TERMS))
     """Of each term over the steps of the running epoch."""
+    skipped: int = 0
+    """Of these steps, those that fp16's scaler left out; their gradient's norm is not finite and not in its sum."""
     best: float = -math.inf
     best_epoch: int = 0
     seconds: float = 0.0
@@ -116,6 +118,9 @@ class Session:
         slots = [index % len(self.step.history) for index in range(done - steps, done)]
         rows = self.step.history.cpu().double().numpy()[slots]
         self._require_finite(rows, first=done - steps)
+        skipped = ~np.isfinite(rows[:, -1])
+        rows[skipped, -1] = 0.0
+        self.progress.skipped += int(skipped.sum())
         for i, value in enumerate(rows.sum(axis=0)):
             self.progress.sums[i] += float(value)
         self.progress.step += steps
@@ -155,7 +160,9 @@ class Session:
         progress = self.progress
         sums = np.mean(self.ranks.gather(progress.sums), axis=0).tolist()
         means = {name: value / max(1, progress.step) for name, value in zip(TERMS, sums)}
-        progress.epoch, progress.step, progress.sums = progress.epoch + 1, 0, [0.0] * len(TERMS)
+        means["grad_norm"] = sums[-1] / max(1, progress.step - progress.skipped)
+        progress.epoch, progress.step, progress.skipped = progress.epoch + 1, 0, 0
+        progress.sums = [0.0] * len(TERMS)
         valid = {}
         if self.ranks.is_main:
             valid = validation_metrics(feed.faces.labels[rows], logits, feed.faces.class_names)

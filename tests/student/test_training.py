@@ -4,7 +4,7 @@ import json
 
 import numpy as np
 import pytest
-from runs import assert_same_run
+from runs import assert_same_run, final_state
 
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.artifacts.verify import verify
@@ -55,6 +55,14 @@ def test_log_has_every_term_and_the_ramp(finished):
         assert 0 <= line["data_wait"] < 1 and line["images_per_second"] > 0
     assert 0 < lines[0]["geo_weight"] < lines[1]["geo_weight"] == pytest.approx(0.012)
     assert lines[0]["lr"] > lines[1]["lr"]
+
+
+def test_steps_that_fp16_leaves_out_are_not_in_the_log(small_config, tmp_path):
+    """Their gradient's norm is infinite, which JSON cannot hold."""
+    train_student(small_config("B0", "train.precision=fp16", "model.logit_scale=100"), tmp_path / "run")
+    assert final_state(tmp_path / "run")["step"]["scaler"]["scale"] < 65536, "no step was left out"
+    lines = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
+    assert all(0 < line["grad_norm"] < 1000 for line in lines)
 
 
 def test_predictions_come_from_the_best_student(finished, files):
