@@ -10,6 +10,7 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 NonNegative = Annotated[float, Field(ge=0)]
 Positive = Annotated[float, Field(gt=0)]
 Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
 
 
 class InputConfig(Config):
@@ -73,11 +74,11 @@ class SplitConfig(Config):
 
     validation_subjects: tuple[int, ...] = ()  # empty: drawn by the seed
     validation_fraction: Annotated[float, Field(gt=0, lt=1)] = 0.25
-    seed: int = 0
+    seed: Seed = 0
 
 
 class TeacherConfig(Config):
-    seed: int = 1
+    seed: Seed = 1
     # "best": the epoch with the highest CCC (mean of valence and arousal) on the validation subjects; "last": the end
     # of the schedule, without a look at them.
     choice: Literal["best", "last"] = "best"

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from ngd_fast.artifacts.files import require_free, save_npz, sha256, write_json, write_sums, write_text
-from ngd_fast.config import dump_config
+from ngd_fast.config import build_config, dump_config
 from ngd_fast.console import progress, say
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.errors import UserError
@@ -15,6 +15,7 @@ from ngd_fast.teacher.baselines import BASELINES, predict_baselines
 from ngd_fast.teacher.config import TeacherConfig
 from ngd_fast.teacher.inputs import predict, prepare_inputs
 from ngd_fast.teacher.metrics import evaluate_va
+from ngd_fast.teacher.run import load_labelled
 from ngd_fast.teacher.splits import Split, kfold, leave_one_out, save_splits
 from ngd_fast.teacher.training import train_teacher
 
@@ -51,6 +52,7 @@ def cross_validate(
     seeds = list(dict.fromkeys(int(seed) for seed in seeds))
     if not seeds:
         raise ValueError("seeds: must name at least one seed")
+    configs = [build_config(TeacherConfig, {**config.model_dump(), "seed": seed}, source="--seeds") for seed in seeds]
     inputs = prepare_inputs(maps, config.input)
     target = np.stack([maps.valence, maps.arousal], axis=1)
     names = [*(f"teacher_seed{seed}" for seed in seeds), *BASELINES]
@@ -64,15 +66,8 @@ def cross_validate(
             for name, va in predict_baselines(maps, (*split.train, *split.validation), split.test, config).items():
                 predictions[name][rows] = va
             epochs = {}
-            for seed in seeds:
-                result = train_teacher(
-                    maps,
-                    split,
-                    config.model_copy(update={"seed": seed}),
-                    support=support,
-                    device=device,
-                    show_progress=False,
-                )
+            for seed, own in zip(seeds, configs):
+                result = train_teacher(maps, split, own, support=support, device=device, show_progress=False)
                 if result.interrupted:
                     raise KeyboardInterrupt
                 predictions[f"teacher_seed{seed}"][rows], _ = predict(result.teacher, inputs[rows], device=device)
@@ -127,8 +122,6 @@ def run_crossval(
     figures: bool = True,
 ) -> dict[str, Any]:
     """:func:`cross_validate` a file and write config.yaml, splits.json, metrics.json, predictions.npz, viz/, sums."""
-    from ngd_fast.teacher.run import load_labelled
-
     out = Path(out)
     require_free(out)
     maps = load_labelled(maps_path)

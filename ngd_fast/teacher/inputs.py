@@ -67,7 +67,10 @@ def _average_neighbours(maps: Topomaps, values: np.ndarray, context: int) -> np.
 def predict(
     teacher: Teacher, inputs: np.ndarray, *, device: str | torch.device = "cpu", batch_size: int = 1024
 ) -> tuple[np.ndarray, np.ndarray]:
-    """va float32 [N, 2] and features float32 [N, 256] for prepared inputs, in eval mode."""
+    """va float32 [N, 2] and features float32 [N, 256] for prepared inputs, in eval mode.
+
+    Raises UserError where they are not finite.
+    """
     was_training = teacher.training
     teacher.eval()
     va, features = [], []
@@ -76,7 +79,10 @@ def predict(
         va.append(outputs[0].float().cpu().numpy())
         features.append(outputs[1].float().cpu().numpy())
     teacher.train(was_training)
-    return np.concatenate(va), np.concatenate(features)
+    va, features = np.concatenate(va), np.concatenate(features)
+    if not (np.isfinite(va).all() and np.isfinite(features).all()):
+        raise UserError("the teacher's output is NaN or infinite: its training diverged; lower optimizer.lr")
+    return va, features
 
 
 def embed(

@@ -125,14 +125,14 @@ def test_the_command_line_trains_and_cross_validates(saved, tmp_path):
     assert (tmp_path / "cv" / "viz" / "predicted_vs_rated.png").stat().st_size > 5000
 
 
-def test_a_run_is_not_overwritten_and_one_that_cannot_start_leaves_nothing(maps, saved, tmp_path):
+def test_a_run_is_not_overwritten_and_one_that_cannot_start_leaves_nothing(support, saved, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "log.jsonl").touch()
     for arguments in (("train",), ("crossval", "--folds", 2)):
         result = invoke(*arguments, "--maps", saved[0], "--out", tmp_path / "full", *FLAGS)
         assert str(result.exception) == f"--out {tmp_path / 'full'}: is not empty; choose another folder"
     assert [p.name for p in (tmp_path / "full").iterdir()] == ["log.jsonl"]
-    other = replace(maps, bands=["delta", "gamma"]).save(tmp_path, "other")
+    other = replace(support, bands=["delta", "gamma"]).save(tmp_path, "other")
     result = invoke("train", "--maps", saved[0], "--support", other, "--out", tmp_path / "out", *FLAGS)
     assert "maps are 16x16 of delta, gamma" in str(result.exception) and not (tmp_path / "out").exists()
     result = invoke("crossval", "--maps", saved[0], "--folds", 2, "--out", "/proc/none", *FLAGS)
@@ -147,6 +147,8 @@ def test_the_users_faults_are_said_in_a_line(maps, support, saved, tmp_path):
         (("train", "--maps", one), "needs at least 2 labelled subjects"),
         (("train", "--maps", saved[0], "--set", "optimizer.lrr=1"), "did you mean optimizer.lr"),
         (("train", "--maps", saved[0], "--set", "split.validation_subjects=[77]"), "no labelled window"),
+        (("train", "--maps", saved[0], "--set", "seed=-1"), "seed: input should be greater than or equal to 0"),
+        (("train", "--maps", saved[0], "--set", "split.seed=-1"), "split.seed: input should be greater"),
         (("train", "--maps", saved[0], "--device", "quantum"), "device quantum: must be auto"),
         (("crossval", "--maps", saved[0], "--folds", "many"), "--folds many"),
         (("crossval", "--maps", saved[0], "--folds", "9"), "9 folds"),
