@@ -15,7 +15,7 @@ from ngd_fast.teacher.baselines import BASELINES, predict_baselines
 from ngd_fast.teacher.config import TeacherConfig
 from ngd_fast.teacher.inputs import predict, prepare_inputs
 from ngd_fast.teacher.metrics import evaluate_va
-from ngd_fast.teacher.run import load_labelled
+from ngd_fast.teacher.run import load_labelled, load_support
 from ngd_fast.teacher.splits import Split, kfold, leave_one_out, save_splits
 from ngd_fast.teacher.training import train_teacher
 
@@ -125,7 +125,7 @@ def run_crossval(
     out = Path(out)
     require_free(out)
     maps = load_labelled(maps_path)
-    support = Topomaps.load(support_path) if support_path is not None else None
+    support = load_support(support_path, maps)
     splits = make_splits(maps, folds, config)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work, not after it
     metrics, predictions = cross_validate(maps, splits, config, seeds=seeds, support=support, device=device)

@@ -30,6 +30,24 @@ def load_labelled(path: str | Path) -> Topomaps:
     return maps
 
 
+def load_support(path: str | Path | None, maps: Topomaps) -> Topomaps | None:
+    """Topomaps to learn from without their ratings; None where ``path`` is.
+
+    Raises UserError where windows of ``maps`` are among them: the subjects set aside would be trained on.
+    """
+    if path is None:
+        return None
+    support = Topomaps.load(path)
+    own = {window.tobytes() for window in maps.power}
+    shared = sum(window.tobytes() in own for window in support.power)
+    if shared:
+        raise UserError(
+            f"{path}: {shared} of its {len(support)} windows are the labelled maps' own, so that subjects set aside "
+            "would be trained on; support must come from other recordings"
+        )
+    return support
+
+
 def run_training(
     maps_path: str | Path,
     out: str | Path,
@@ -48,7 +66,7 @@ def run_training(
     out = Path(out)
     require_free(out)
     maps = load_labelled(maps_path)
-    support = Topomaps.load(support_path) if support_path is not None else None
+    support = load_support(support_path, maps)
     chosen = config.split
     split = fixed_split(
         maps.subject[maps.labelled],

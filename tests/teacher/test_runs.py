@@ -149,6 +149,8 @@ def test_the_users_faults_are_said_in_a_line(maps, support, saved, tmp_path):
         (("train", "--maps", saved[0], "--set", "split.validation_subjects=[77]"), "no labelled window"),
         (("train", "--maps", saved[0], "--set", "seed=-1"), "seed: input should be greater than or equal to 0"),
         (("train", "--maps", saved[0], "--set", "split.seed=-1"), "split.seed: input should be greater"),
+        (("train", "--maps", saved[0], "--support", saved[0]), "384 of its 384 windows are the labelled maps' own"),
+        (("crossval", "--maps", saved[0], "--support", saved[0]), "384 of its 384 windows are the labelled maps' own"),
         (("train", "--maps", saved[0], "--device", "quantum"), "device quantum: must be auto"),
         (("crossval", "--maps", saved[0], "--folds", "many"), "--folds many"),
         (("crossval", "--maps", saved[0], "--folds", "9"), "9 folds"),
