@@ -19,9 +19,9 @@ ce.class_weights                objective.ce.class_weights
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from ngd_fast.config import Config, load_config
 from ngd_fast.errors import UserError
@@ -48,6 +48,13 @@ class DataConfig(Config):
     """Draw each epoch's labels from the raters' distributions (FER+'s "probability" mode)."""
     skip_bad: bool = False
     """Leave undecodable images out, named and counted, instead of stopping."""
+
+    @field_validator("std")
+    @classmethod
+    def _positive(cls, std):
+        if min(std if isinstance(std, tuple) else (std,)) <= 0:
+            raise ValueError("must be above 0")
+        return std
 
 
 class ModelConfig(Config):
@@ -142,7 +149,7 @@ class OptimizerConfig(Config):
     lr: float = Field(2e-4, gt=0)
     min_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
     decay_all: bool = True
     """Weight decay on biases and normalisation layers too (plain AdamW, as the paper)."""
@@ -219,7 +226,7 @@ class StudentConfig(Config):
 
     name: str = "student"
     """The variant, as it stands in tables."""
-    seed: int = Field(1, ge=0)
+    seed: int = Field(1, ge=0, lt=2**64)
     device: str = "auto"
     data: DataConfig = DataConfig()
     model: ModelConfig = ModelConfig()
@@ -245,8 +252,8 @@ class StudentConfig(Config):
         return {"ce": True, **{name: weight > 0 for name, weight in weights.items()}}
 
 
-# What may differ between a checkpoint and the run that resumes it: nothing of it changes the weights that come out.
-# The files themselves are compared by checksum.
+# What may differ between a checkpoint and the run that resumes it: but for rounding it changes nothing that the run
+# computes. The files themselves are compared by checksum.
 RESUMABLE = (
     "device",
     "data.train",
@@ -295,16 +302,16 @@ def load_student_config(name: str | Path | None, overrides: Sequence[str] = ()) 
     return load_config(StudentConfig, None if name is None else find_config(name), overrides)
 
 
-def differing_keys(a: dict, b: dict, prefix: str = "") -> list[str]:
-    """Dotted keys at which two dumped configurations differ, but for those in :data:`RESUMABLE`."""
+def differing_keys(a: dict, b: dict, *, but_for: Sequence[str] = RESUMABLE, prefix: str = "") -> list[str]:
+    """Dotted keys at which two dumped configurations differ, those in ``but_for`` left out."""
     keys = []
     for key in sorted(a.keys() | b.keys()):
         name = f"{prefix}{key}"
-        if name in RESUMABLE:
+        if name in but_for:
             continue
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
-            keys += differing_keys(left, right, f"{name}.")
+            keys += differing_keys(left, right, but_for=but_for, prefix=f"{name}.")
         elif left != right:
             keys.append(name)
     return keys

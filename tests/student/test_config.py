@@ -61,6 +61,12 @@ def test_wrong_values_are_named():
         load_student_config("B3", ["objective.geo.schedule.end=3"])
     with pytest.raises(UserError, match="'joy' is none of neutral"):
         load_student_config("B3", ["objective.geo.positive_classes=[joy]"])
+    with pytest.raises(UserError, match=r"data\.std: must be above 0"):
+        load_student_config("B0", ["data.std=[0.2,0.2,0]"])
+    with pytest.raises(UserError, match=r"optimizer\.betas\.1: .* less than 1"):
+        load_student_config("B0", ["optimizer.betas=[0.9,1]"])
+    with pytest.raises(UserError, match=r"seed: .* less than 18446744073709551616"):
+        load_student_config("B0", [f"seed={2**64}"])
 
 
 STAGES = "train.resolution=[{from_epoch: 0, image_size: 64}, {from_epoch: 10, image_size: 112}]"
