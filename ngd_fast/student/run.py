@@ -304,7 +304,8 @@ def _set_determinism(config: StudentConfig, device: torch.device) -> None:
 def _keys_apart(a: StudentConfig, b: StudentConfig) -> list[str]:
     """Keys whose difference keeps two students from training side by side."""
     shared = [config.model_dump(mode="json", exclude=set(_OWN_SECTIONS)) for config in (a, b)]
-    keys = differing_keys(*shared)
+    # Not even what a resumed run may change: all of them train on the first one's faces, at its pace.
+    keys = differing_keys(*shared, but_for=())
     teachers = [c.objective.kd for c in (a, b) if c.objective.kd.weight > 0]
     if len({(kd.teacher, kd.teacher_weights, kd.cached) for kd in teachers}) > 1:
         keys.append("objective.kd.teacher")

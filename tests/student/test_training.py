@@ -118,7 +118,8 @@ def test_side_by_side_students_are_the_same_as_alone(finished, small_config, tmp
     assert_same_run(folder, outs[1])
 
 
-def test_students_on_other_data_cannot_train_side_by_side(small_config, tmp_path):
-    configs = [small_config("B0"), small_config("B0", "data.image_size=32")]
-    with pytest.raises(UserError, match=r"differ in data\.image_size"):
+@pytest.mark.parametrize("change", ["data.image_size=32", "data.train=other.npz", "train.log_every=3"])
+def test_students_on_other_data_or_at_another_pace_cannot_train_side_by_side(small_config, tmp_path, change):
+    configs = [small_config("B0"), small_config("B0", change)]
+    with pytest.raises(UserError, match=f"differ in {change.partition('=')[0]}"):
         train_students(configs, [tmp_path / "a", tmp_path / "b"])
