@@ -165,17 +165,19 @@ def _verdict(class_names: Sequence[str], probabilities: np.ndarray | None) -> di
 
 
 def _images_below(folder: Path) -> list[str]:
-    from ngd_fast.faces.images import IMAGE_SUFFIXES
+    from ngd_fast.faces.images import IMAGE_SUFFIXES, describe_suffixes, list_images
 
-    found = sorted(str(p) for p in folder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+    found, others = list_images(folder)
     if not found:
         raise UserError(f"{folder}: holds no images ({', '.join(IMAGE_SUFFIXES)})")
-    return found
+    if others:
+        say(f"{folder}: skipped {others.total()} files that are not read as images ({describe_suffixes(others)})")
+    return list(map(str, found))
 
 
 def _paths_in(path: Path, image_root: str | None) -> list[str]:
     """Only the paths of a CSV list: labels, where it has them, play no part here."""
-    from ngd_fast.faces.table import PATH_COLUMNS, check_paths, find_column, read_rows
+    from ngd_fast.faces.table import PATH_COLUMNS, check_paths, find_column, image_path, read_rows
 
     header, rows = read_rows(path)
     column = find_column(header, PATH_COLUMNS)
@@ -184,8 +186,8 @@ def _paths_in(path: Path, image_root: str | None) -> list[str]:
             f"{path}: no column of image paths; its header is {','.join(header)}, "
             f"wanted one of {', '.join(PATH_COLUMNS)}"
         )
-    root = Path(image_root) if image_root is not None else path.parent
-    found = [str(root / cells[column].strip()) for _, cells in rows]
+    root = path.parent if image_root is None else image_root
+    found = [image_path(root, cells[column].strip()) for _, cells in rows]
     if not found:
         raise UserError(f"{path}: holds no rows")
     check_paths(found, str(path))

@@ -18,7 +18,7 @@ from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.images import decode_image, map_images
-from ngd_fast.faces.table import check_paths, read_rows
+from ngd_fast.faces.table import check_paths, read_cells, read_rows
 
 LABEL_MODES = ("plurality", "majority", "probability", "crossentropy", "multi_target")
 SPLITS = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
@@ -251,9 +251,8 @@ def _votes(cells: Sequence[str], columns: Sequence[int], where: str) -> tuple[fl
 def _read_folder(folder: Path, joined: _Voted | None, image_root) -> _Voted:
     """One split's label.csv (no header: name, perhaps the face's box, ten counts), pixels from PNGs or fer2013.csv."""
     path = folder / "label.csv"
-    first, others = read_rows(path)
     rows = _Voted()
-    for line, cells in [(1, first), *others]:
+    for line, cells in read_cells(path):
         where = f"{path}: line {line}"
         if len(cells) not in (11, 12):
             raise UserError(f"{where}: must hold a name and ten vote counts, holds {','.join(cells)[:120]}")

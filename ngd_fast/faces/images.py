@@ -1,5 +1,7 @@
 """Decoding image files. Faces live as uint8 arrays [H, W] (grey) or [H, W, 3] (RGB)."""
 
+import os
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -8,7 +10,30 @@ import numpy as np
 
 from ngd_fast.errors import UserError
 
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".pgm", ".ppm")
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
+IMAGE_SUFFIXES += (".pgm", ".ppm", ".pbm", ".pnm")
+"""Of the formats that Pillow reads those that hold pictures; of several frames the first is taken."""
+
+
+def list_images(folder: str | Path, *, deep: bool = True) -> tuple[list[Path], Counter]:
+    """Image files in a folder, sorted, with ``deep`` those in its subfolders too; and the other files by suffix.
+
+    Hidden files and folders count as neither: .DS_Store, and the ._NAME.jpg that macOS puts beside every picture.
+    """
+    images, others = [], Counter()
+    for place, subfolders, files in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if deep and not name.startswith(".")]
+        for path in (Path(place, name) for name in files if not name.startswith(".")):
+            if path.suffix.lower() in IMAGE_SUFFIXES:
+                images.append(path)
+            else:
+                others[path.suffix.lower() or "without a suffix"] += 1
+    return sorted(images), others
+
+
+def describe_suffixes(counts: Counter) -> str:
+    """ "12 .npy, 1 .txt": the usual ones first."""
+    return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
 def decode_image(

@@ -2,15 +2,17 @@
 
 import csv
 import itertools
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ngd_fast.artifacts.files import delimiter_of
+from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES, LabelMap, class_index
-from ngd_fast.faces.images import IMAGE_SUFFIXES
+from ngd_fast.faces.images import IMAGE_SUFFIXES, describe_suffixes, list_images
 
 PATH_COLUMNS = ("image_path", "path", "img", "image", "file", "filepath", "filename")
 NAME_COLUMNS = ("label_name", "class_name", "label_str")
@@ -18,45 +20,46 @@ ID_COLUMNS = ("label_id", "label", "cls", "class", "target", "y")
 SUBJECT_COLUMNS = ("subject", "subject_id")
 
 
-def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
-    """Header (lower case, stripped) and an iterator of (line number, cells). A short or long row is a UserError.
+def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
+    """(line number, cells) of every line, the first one included. A short or long row is a UserError.
 
-    Cells are parted by commas, or by semicolons or tabs where the header has more of those.
+    Cells are parted by commas, or by semicolons or tabs where the first line has more of those.
     """
     try:
         # utf-8-sig: spreadsheets put a byte-order mark before the first header.
-        file = open(path, newline="", encoding="utf-8-sig")  # noqa: SIM115 (closed by the generator below)
+        with open(path, newline="", encoding="utf-8-sig") as file:
+            first = file.readline()
+            reader = csv.reader(itertools.chain([first], file), delimiter=delimiter_of(first))
+            width = None
+            for cells in reader:
+                if not cells:
+                    continue
+                width = width or len(cells)
+                if len(cells) != width:
+                    raise UserError(
+                        f"{path}: line {reader.line_num} has {len(cells)} cells, the first one has {width}; "
+                        "is the file truncated?"
+                    )
+                yield reader.line_num, cells
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror})") from None
-    try:
-        first = file.readline()
-        reader = csv.reader(itertools.chain([first], file), delimiter=delimiter_of(first))
-        header = [cell.strip().lower() for cell in next(reader, [])]
-    except (csv.Error, UnicodeDecodeError) as error:
-        file.close()
-        raise UserError(f"{path}: not a CSV file ({error})") from None
+    except UnicodeDecodeError as error:
+        # Read and decoded in blocks: the line is not known.
+        raise UserError(f"{path}: not UTF-8 text ({error}); save it as CSV in UTF-8") from None
+    except csv.Error as error:
+        raise UserError(f"{path}: line {reader.line_num + 1}: not readable as CSV ({error})") from None
+
+
+def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
+    """The first line as header (lower case, stripped), and an iterator of (line number, cells) of the others."""
+    rows = read_cells(path)
+    _, header = next(rows, (1, []))
+    header = [cell.strip().lower() for cell in header]
     if not any(header):
-        file.close()
         raise UserError(f"{path}: has no header; its first line must name the columns")
-
-    def rows():
-        with file:
-            try:
-                for cells in reader:
-                    if not cells:
-                        continue
-                    if len(cells) != len(header):
-                        raise UserError(
-                            f"{path}: line {reader.line_num} has {len(cells)} cells, the header has {len(header)}; "
-                            "is the file truncated?"
-                        )
-                    yield reader.line_num, cells
-            except (csv.Error, UnicodeDecodeError) as error:
-                raise UserError(f"{path}: line {reader.line_num + 1}: not readable as CSV ({error})") from None
-
-    return header, rows()
+    return header, rows
 
 
 def find_column(header: Sequence[str], names: Sequence[str]) -> int | None:
@@ -75,39 +78,42 @@ def read_csv(path: Path, class_map, image_root) -> dict:
     subject_column = find_column(header, SUBJECT_COLUMNS)
     dist_columns = [find_column(header, (name,)) for name in CLASS_NAMES]
     soft = None not in dist_columns
-    label_map = _label_map_for(path, class_map)
+    label_map = label_map_for(path, class_map)
 
-    root = Path(image_root) if image_root is not None else path.parent
-    paths, names, dist, subjects = [], [], [], []
+    root = path.parent if image_root is None else image_root
+    paths, names, dist, subjects, lines = [], [], [], [], []
     for line, cells in rows:
         name = cells[path_column].strip()
         names.append(name)
-        paths.append(str(root / name))
+        paths.append(image_path(root, name))
         subjects.append(cells[subject_column].strip() if subject_column is not None else "")
-        where = f"{path}: line {line}"
+        lines.append(line)
         if soft:
-            dist.append(_distribution([cells[column] for column in dist_columns], where))
+            dist.append([cells[column] for column in dist_columns])
         elif name_column is not None or id_column is not None:
-            dist.append(_one_hot(cells, name_column, id_column, label_map, where))
-        else:
-            dist.append(np.zeros(len(CLASS_NAMES), np.float32))
+            dist.append(_label(cells, name_column, id_column, label_map, f"{path}: line {line}"))
     if not paths:
         raise UserError(f"{path}: holds no rows")
     check_paths(paths, str(path))
-    label_dist = np.stack(dist)
+    label_dist = _distributions(dist, lines, path) if soft else _one_hot(dist, len(paths))
     return {"paths": paths, "names": names, "label_dist": label_dist, "subjects": subjects if any(subjects) else None}
 
 
-def _label_map_for(path: Path, class_map) -> LabelMap | None:
-    if class_map is not None:
-        return LabelMap.load(class_map)
+def image_path(root: str | Path, name: str) -> str:
+    """Where the image lies that a list calls ``name``, which may be written as on Windows."""
+    path = os.path.join(root, name)
+    return path if "\\" not in name or os.path.exists(path) else path.replace("\\", "/")
+
+
+def label_map_for(path: Path, class_map) -> LabelMap | None:
+    """``class_map``, else the class_map.json beside a list."""
     beside = path.parent / "class_map.json"
-    if beside.exists():
-        return LabelMap.load(beside)
-    return None
+    if class_map is None and path.is_file() and beside.exists():
+        class_map = beside
+    return None if class_map is None else LabelMap.load(class_map)
 
 
-def _one_hot(cells, name_column, id_column, label_map: LabelMap | None, where: str) -> np.ndarray:
+def _label(cells, name_column, id_column, label_map: LabelMap | None, where: str) -> int:
     column = name_column if name_column is not None else id_column
     text = cells[column].strip()
     if label_map is not None:
@@ -122,54 +128,79 @@ def _one_hot(cells, name_column, id_column, label_map: LabelMap | None, where: s
         index, known = class_index(text), f"known are {', '.join(CLASS_NAMES)}"
     if index is None:
         raise UserError(f"{where}: label {text!r} is not in the class map; {known}")
-    dist = np.zeros(len(CLASS_NAMES), np.float32)
-    dist[index] = 1
-    return dist
+    return index
 
 
-def _distribution(cells: Sequence[str], where: str) -> np.ndarray:
+def _one_hot(labels: Sequence[int], count: int) -> np.ndarray:
+    """float32 [count, 8]; all 0 without labels."""
+    if not labels:
+        return np.zeros((count, len(CLASS_NAMES)), np.float32)
+    return np.eye(len(CLASS_NAMES), dtype=np.float32)[labels]
+
+
+def _distributions(cells: Sequence[Sequence[str]], lines: Sequence[int], path: Path) -> np.ndarray:
     try:
         dist = np.array(cells, np.float32)
     except ValueError:
-        raise UserError(f"{where}: a label distribution must be eight numbers, is {','.join(cells)}") from None
-    if not np.isfinite(dist).all() or (dist < 0).any() or (dist.any() and abs(dist.sum() - 1) > 1e-3):
-        raise UserError(f"{where}: a label distribution must sum to 1 (or be 0: unlabelled), sums to {dist.sum():g}")
+        line, row = next((line, row) for line, row in zip(lines, cells) if not _are_numbers(row))
+        raise UserError(
+            f"{path}: line {line}: a label distribution must be eight numbers, is {','.join(row)}"
+        ) from None
+    sums = dist.sum(axis=1)
+    bad = ~np.isfinite(sums) | (dist < 0).any(axis=1) | (dist.any(axis=1) & (np.abs(sums - 1) > 1e-3))
+    if bad.any():
+        row = int(bad.argmax())
+        raise UserError(f"{path}: line {lines[row]}: a label distribution must sum to 1 (or be 0: unlabelled), "
+                        f"sums to {sums[row]:g}")  # fmt: skip
     return dist
 
 
+def _are_numbers(cells: Sequence[str]) -> bool:
+    try:
+        np.array(cells, np.float32)
+    except ValueError:
+        return False
+    return True
+
+
 def read_folder(folder: Path, class_map) -> dict:
-    """Class folders (named by class, or by id with a class map), or images without labels directly inside."""
-    label_map = LabelMap.load(class_map) if class_map is not None else None
-    paths, names, dist = [], [], []
+    """Class folders (named by class, or by id with a class map), or images without labels directly inside.
 
-    def add(file: Path, index: int | None):
-        paths.append(str(file))
-        names.append(file.relative_to(folder).as_posix())
-        dist.append(np.zeros(len(CLASS_NAMES), np.float32))
-        if index is not None:
-            dist[-1][index] = 1
-
-    subfolders = sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith("."))
-    for subfolder in subfolders:
+    Says how many files it leaves out, and of which suffixes.
+    """
+    label_map = label_map_for(folder, class_map)
+    loose, others = list_images(folder, deep=False)
+    paths, labels = [], []
+    for subfolder in sorted(p for p in folder.iterdir() if p.is_dir() and not p.name.startswith(".")):
         index = class_index(subfolder.name) if label_map is None else label_map.index_of_name(subfolder.name)
         index = label_map.index_of_id(subfolder.name) if index is None and label_map is not None else index
-        files = sorted(p for p in subfolder.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        files, no_images = list_images(subfolder)
         if index is None and files:
             known = ", ".join(CLASS_NAMES) if label_map is None else label_map.source
             raise UserError(f"{subfolder}: the folder's name is no class ({known}); rename it or give --class-map")
-        for file in files:
-            add(file, index)
+        paths += files
+        labels += [index] * len(files)
+        others += no_images
+    if paths and loose:
+        say(f"{folder}: left out {len(loose)} images that lie in no class folder, first {loose[0]}")
     if not paths:
-        for file in sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES):
-            add(file, None)
+        paths = loose
+    found = f"{others.total()} files that are not read as images ({describe_suffixes(others)})"
     if not paths:
-        raise UserError(f"{folder}: holds no images, neither in class folders nor directly")
-    return {"paths": paths, "names": names, "label_dist": np.stack(dist), "subjects": None}
+        raise UserError(
+            f"{folder}: holds no images, neither in class folders nor directly; read are {', '.join(IMAGE_SUFFIXES)}"
+            + (f", it has {found}" if others else "")
+        )
+    if others:
+        say(f"{folder}: skipped {found}")
+    names = [path.relative_to(folder).as_posix() for path in paths]
+    label_dist = _one_hot(labels, len(paths))
+    return {"paths": list(map(str, paths)), "names": names, "label_dist": label_dist, "subjects": None}
 
 
 def check_paths(paths: Sequence[str], source: str) -> None:
     """Raise UserError when images do not resolve: names the first, counts all."""
-    missing = [path for path in paths if not Path(path).is_file()]
+    missing = [path for path in paths if not os.path.isfile(path)]
     if missing:
         raise UserError(f"{source}: {len(missing)} of {len(paths)} images do not exist, first {missing[0]}; "
                         "give --image-root, the folder that the paths start from")  # fmt: skip

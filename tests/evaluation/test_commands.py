@@ -154,8 +154,11 @@ def test_a_broken_image_stops_or_is_left_out(ckpt, faces, tmp_path, capsys):
     (tmp_path / "b.png").write_bytes(b"no image")
     assert call("predict", "--ckpt", ckpt, tmp_path) == 2
     assert "b.png: not a readable image" in error_of(capsys)
+    (tmp_path / "c.heic").write_bytes(b"of a format that is not read")
     assert call("predict", "--ckpt", ckpt, tmp_path, "--skip-bad") == 0
-    assert len(capsys.readouterr().out.splitlines()) == 2
+    shown = capsys.readouterr()
+    assert len(shown.out.splitlines()) == 2
+    assert "skipped 1 files that are not read as images (1 .heic)" in shown.err
 
 
 @pytest.fixture

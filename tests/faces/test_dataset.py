@@ -164,6 +164,8 @@ def test_csv_with_distributions(tmp_path):
     np.testing.assert_allclose(faces.label_dist[0, :2], [0.25, 0.75])
     with pytest.raises(UserError, match=r"line 2: .* sums to 1.5"):
         Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0.75,0.75,0,0,0,0,0,0"]))
+    with pytest.raises(UserError, match=r"line 3: .* must be eight numbers, is 1,0,0,0,x,0,0,0"):
+        Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0,0,0,0,0,0,0,0", "a.png,1,0,0,0,x,0,0,0"]))
 
 
 @pytest.mark.parametrize(
@@ -196,6 +198,19 @@ def test_csv_as_spreadsheets_write_it(tmp_path, mark):
     assert faces.names == ["a, b.png"] and faces.labels.tolist() == [CLASS_NAMES.index("fear")]
 
 
+def test_csv_that_is_not_utf8_says_so(tmp_path):
+    rows = "".join(f"{i}.png,fear\n" for i in range(3000)) + "\xe9.png,fear\n"
+    (tmp_path / "list.csv").write_bytes(("path,label_name\n" + rows).encode("latin-1"))
+    with pytest.raises(UserError, match=r"list\.csv: not UTF-8 text .*; save it as CSV in UTF-8"):
+        Faces.load(tmp_path / "list.csv")
+
+
+def test_csv_with_paths_of_windows(tmp_path):
+    _write_images(tmp_path, ["a/b.png", "a\\c.png"])
+    faces = Faces.load(_csv(tmp_path / "l.csv", "path,label_name", ["a\\b.png,fear", "a\\c.png,fear"]))
+    assert faces.paths == [str(tmp_path / "a" / "b.png"), str(tmp_path / "a\\c.png")]
+
+
 def test_csv_without_a_header(tmp_path):
     (tmp_path / "list.csv").write_text("")
     with pytest.raises(UserError, match=r"list\.csv: has no header"):
@@ -221,6 +236,22 @@ def test_folders(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match="holds no images"):
         Faces.load(tmp_path / "empty")
+
+
+def test_folders_say_what_they_leave_out(tmp_path, capsys):
+    _write_images(tmp_path, ["happy/a.png", "happy/deep/b.gif", "fear/c.JPEG", "loose.png", "happy/._a.png"])
+    for name in ("happy/a.npy", "fear/b.npy", "fear/notes", ".DS_Store"):
+        (tmp_path / name).write_bytes(b"")
+    faces = Faces.load(tmp_path)
+    assert faces.names == ["fear/c.JPEG", "happy/a.png", "happy/deep/b.gif"]
+    assert faces.labels.tolist() == [6, 1, 1]
+    said = capsys.readouterr().err
+    assert "skipped 3 files that are not read as images (2 .npy, 1 without a suffix)" in said
+    assert "left out 1 images that lie in no class folder, first " in said and "loose.png" in said
+    (tmp_path / "arrays" / "happy").mkdir(parents=True)
+    (tmp_path / "arrays" / "happy" / "a.npy").write_bytes(b"")
+    with pytest.raises(UserError, match=r"holds no images.*it has 1 files that are not read as images \(1 \.npy\)"):
+        Faces.load(tmp_path / "arrays")
 
 
 def test_grey_and_resize_agree_with_decoding_files(tmp_path):

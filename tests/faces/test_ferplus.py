@@ -128,6 +128,15 @@ def test_the_last_of_two_rows_with_one_name_is_the_picture(official, tmp_path):
     assert len(joined["train"]) > 0
 
 
+def test_names_in_label_csv_keep_their_case(official, tmp_path):
+    picture = sorted((official / "FER2013Train").glob("*.png"))[0]
+    train = tmp_path / "FER2013Train"
+    train.mkdir()
+    shutil.copy(picture, train / "A.PNG")
+    (train / "label.csv").write_text("A.PNG,9,0,0,0,0,0,0,0,0,0\n")
+    assert convert_ferplus([train])[0]["train"].names == ["A.PNG"]
+
+
 def test_eval_label_mode(official):
     same, _ = convert_ferplus([official], label_mode="plurality")
     theirs, _ = convert_ferplus([official], label_mode="plurality", eval_label_mode="majority")
