@@ -48,7 +48,7 @@ class Trainer:
         self._text = ""
 
     def run(self) -> bool:
-        """Train to the last epoch. False where SIGTERM stopped it before; a checkpoint was written then.
+        """Train to the last epoch. False where SIGTERM stopped it; a checkpoint was written then.
 
         Ctrl-C writes one too and raises KeyboardInterrupt.
         """
@@ -96,7 +96,7 @@ class Trainer:
         best = max(self.sessions, key=lambda s: s.progress.best).progress
         bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
         self.ranks.barrier()
-        if self.ranks.any(self._stop) and epoch + 1 < self.config.epochs:
+        if self.ranks.any(self._stop):  # after the last epoch too: a suite must not go on to its next run
             for session in self.sessions:
                 session.save()
             return self._stopped(bar)

@@ -238,12 +238,15 @@ def test_sigterm_writes_a_checkpoint_and_exits_0(small_config, tmp_path):
     assert not (out / "metrics.json").exists()
 
 
-def test_sigterm_in_the_middle_of_an_epoch_resumes_bit_for_bit(finished, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("step", "progress"), [(9, (1, 3)), (12, (2, 0))])
+def test_sigterm_resumes_bit_for_bit(finished, tmp_path, monkeypatch, step, progress):
+    """In the middle of an epoch; and at the last step of all, where a suite must not go on to its next run."""
     config, folder, _ = finished
     with monkeypatch.context() as patch:
-        interrupt_at(patch, 9, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        interrupt_at(patch, step, lambda: os.kill(os.getpid(), signal.SIGTERM))
         assert train_student(config, tmp_path / "run") is None
-    assert final_state(tmp_path / "run")["progress"]["step"] == 3
+    reached = final_state(tmp_path / "run")["progress"]
+    assert (reached["epoch"], reached["step"]) == progress
     train_student(config, tmp_path / "run", resume=True)
     assert_same_run(folder, tmp_path / "run")
 
