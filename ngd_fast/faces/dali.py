@@ -18,6 +18,12 @@ from ngd_fast.faces.augment import view_parameters
 from ngd_fast.faces.feeds import Batch, Feed
 from ngd_fast.faces.images import decode_image
 
+_DECODED_BY_DALI = (
+    *(b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
+    *(b"P%d" % number for number in range(1, 7)),
+)
+"""How JPEG, PNG, BMP, TIFF, WebP, JPEG 2000 and PNM begin."""
+
 
 class DaliFeed(Feed):
     """Decodes, resamples and normalises in DALI; the batch is handed to PyTorch without a copy.
@@ -116,7 +122,9 @@ class DaliFeed(Feed):
                     decode_image(self.faces.paths[row])
                 except UserError as fault:
                     return fault
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+        # DALI tells where in the pipeline first, then what.
+        told = str(error).partition("encountered:")[2] or str(error)
+        reason = next((line for line in told.splitlines() if line.strip()), type(error).__name__)
         return UserError(f"DALI stopped in epoch {self._epoch}, step {step}: {reason.strip()}; try --feed torch")
 
     def _build(self):
@@ -149,8 +157,9 @@ class DaliFeed(Feed):
             height, width = self.source.height, self.source.width
             if not self.source.in_memory:
                 kind = types.GRAY if self.source.channels == 1 else types.RGB
-                images = fn.decoders.image(images, device=mixed, output_type=kind)
-                images = fn.resize(images, size=(height, width), interp_type=types.INTERP_TRIANGULAR, antialias=True)
+                # The other feeds' decoder interpolates the color of JPEGs; on a GPU DALI's repeats it unless asked.
+                images = fn.decoders.image(images, device=mixed, output_type=kind, jpeg_fancy_upsampling=True)
+                images = fn.resize(images, size=(height, width), interp_type=types.INTERP_LINEAR, antialias=True)
             elif self._on_gpu:
                 images = images.gpu()
             size = (float(self.image_size), float(self.image_size))
@@ -222,4 +231,8 @@ class DaliFeed(Feed):
             raise UserError(f"{path}: cannot be read ({error.strerror}); is --image-root right?") from None
         if not content:
             raise UserError(f"{path}: not a readable image (empty file); --skip-bad leaves such images out")
+        if not content.startswith(_DECODED_BY_DALI):
+            image = decode_image(path, grey=self.source.grey)
+            height, width = image.shape[:2]
+            content = b"P%d %d %d 255\n" % (5 if self.source.grey else 6, width, height) + image.tobytes()
         return np.frombuffer(content, np.uint8)

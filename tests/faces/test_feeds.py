@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
@@ -224,6 +225,22 @@ def test_a_file_that_vanishes_in_training_is_named(mini, kind, tmp_path):
         list(batches)
 
 
+@pytest.mark.parametrize("grey", [False, True])
+def test_dali_shows_what_only_pillow_decodes(mini, tmp_path, grey):
+    paths = [str(tmp_path / f"{row}.gif") for row in range(3)]
+    for source, path in zip(mini.paths, paths):
+        with Image.open(source) as image:
+            image.save(path)
+    options = {"batch_size": 2, "image_size": 48, "train": False, "grey": grey}
+    feeds = [_feed(Faces(paths=paths), kind, **options) for kind in ("torch", "dali")]
+    _assert_same(*(feed.epoch(0) for feed in feeds), 1e-3)
+
+
+def test_dali_tells_what_went_wrong_and_not_where(faces):
+    error = _feed(faces, "dali")._explain(RuntimeError("Critical error\n  File\nencountered:\n\nout of it\nBye"), 3)
+    assert str(error) == "DALI stopped in epoch 0, step 3: out of it; try --feed torch"
+
+
 def test_dali_fault_without_a_culprit_is_one_line(faces, monkeypatch):
     feed = _feed(faces, "dali")
     monkeypatch.setattr(feed, "_inputs", lambda rows: 1 / 0)
@@ -297,3 +314,14 @@ def test_dali_on_the_gpu_agrees(faces, case):
     for expected, batch in zip(portable.epoch(0), dali.epoch(0), strict=True):
         torch.testing.assert_close(batch.images.cpu(), expected.images, atol=atol, rtol=0)
         assert torch.equal(batch.index.cpu(), expected.index)
+
+
+@pytest.mark.gpu
+def test_dali_decodes_files_on_the_gpu(mini):
+    options = {"batch_size": 8, "train": False, "image_size": 64, "mean": 0.0, "std": 1 / 255}
+    dali, portable = _feed(mini, "dali", **options, device="cuda"), _feed(mini, **options)
+    for expected, batch in zip(portable.epoch(0), dali.epoch(0), strict=True):
+        error = (batch.images.cpu() - expected.images).abs()
+        # Grey levels; the two decoders differ in their inverse DCT and in how they interpolate color.
+        assert error.mean() < 1
+        assert error.max() < 16
