@@ -121,9 +121,10 @@ def window_power(
     import torch
 
     length, segment = round(window_seconds * rate), round(config.segment_seconds * rate)
-    if segment > length:
+    if not 2 <= segment <= length:
         raise UserError(
-            f"power.segment_seconds {config.segment_seconds:g} is longer than a window of {window_seconds:g} s"
+            f"power.segment_seconds {config.segment_seconds:g} must lie between two samples and a window of "
+            f"{window_seconds:g} s"
         )
     matrix = torch.from_numpy(band_matrix(np.arange(segment // 2 + 1) * (rate / segment), config.bands)).to(device)
     result = np.empty((len(starts), len(signals), len(config.bands)))

@@ -20,9 +20,9 @@ class CleaningConfig(Config):
     )
     notch: tuple[float, ...] = Field((), description="mains frequency and harmonics in Hz, for example [50]")
     filter_order: int = Field(4, ge=1, le=10, description="Butterworth order; run forwards and backwards, so no delay")
-    resample: float | None = Field(None, gt=0, description="Hz")
+    resample: float | None = Field(None, ge=10, description="Hz")
     reference: Literal["average"] | tuple[str, ...] | None = Field(
-        "average", description="average of all channels, or of the channels named here"
+        "average", description="average of all channels, or of the channels named here, at least two"
     )
 
     @model_validator(mode="after")
@@ -33,6 +33,9 @@ class CleaningConfig(Config):
                 raise ValueError("band_pass needs at least one edge; write null to switch it off")
             if (low is not None and low <= 0) or (high is not None and high <= (low or 0)):
                 raise ValueError("band_pass must be [low, high] with 0 < low < high")
+        # One channel alone would become flat: it has no logarithm, and nothing to draw.
+        if isinstance(self.reference, tuple) and len({name.lower() for name in self.reference}) < 2:
+            raise ValueError("reference must name at least two channels, or be average or null")
         if any(f <= 0 for f in self.notch):
             raise ValueError("notch frequencies must be positive")
         return self

@@ -32,9 +32,10 @@ def open_dreamer(path: str | Path) -> TrialSource:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     if root is None:
         raise UserError(f"{path}: not DREAMER: holds no variable named DREAMER")
-    rate = float(_number(root, "EEG_SamplingRate", path))
-    if not 0 < rate < 100_000:
-        raise UserError(f"{path}: DREAMER.EEG_SamplingRate must be a sampling rate in Hz, is {rate:g}")
+    rates = _numbers(root.field("EEG_SamplingRate", path))
+    if rates.size != 1 or not 0 < rates[0] < 100_000:
+        raise UserError(f"{path}: DREAMER.EEG_SamplingRate must be one sampling rate in Hz, is {rates.tolist()}")
+    rate = float(rates[0])
     channels = tuple(root.field("EEG_Electrodes", path).strings())
     subjects = root.field("Data", path).cells()
     if not channels or not subjects:
@@ -61,7 +62,7 @@ def open_dreamer(path: str | Path) -> TrialSource:
 def _subject_trials(path, number, subject, channels, rate, exclusions) -> Iterator[Trial]:
     eeg = subject.field("EEG", path)
     stimuli, baselines = eeg.field("stimuli", path).cells(), eeg.field("baseline", path).cells()
-    valence, arousal = (subject.field(f"Score{name}", path).array().ravel() for name in ("Valence", "Arousal"))
+    valence, arousal = (_numbers(subject.field(f"Score{name}", path)) for name in ("Valence", "Arousal"))
     for i, stimulus in enumerate(stimuli):
         where = f"{path.name}: subject {number}, clip {i + 1}"
         if i >= min(len(valence), len(arousal)):
@@ -85,11 +86,12 @@ def _samples(node, channels: int, where: str) -> np.ndarray:
     return np.ascontiguousarray(matrix.T, np.float64)
 
 
-def _number(root, name: str, path: Path) -> float:
-    value = root.field(name, path).array()
-    if value.size != 1 or value.dtype.kind not in "fiu":
-        raise UserError(f"{path}: DREAMER.{name} must be one number")
-    return float(value.ravel()[0])
+def _numbers(node) -> np.ndarray:
+    """The node's numbers as they are, in one row."""
+    values = node.array()
+    if values.dtype.kind not in "fiu":
+        raise UserError(f"{node.name}: must hold numbers")
+    return values.ravel()
 
 
 def _open_mat5(path: Path):
@@ -160,8 +162,8 @@ class _Mat73Node:
     def array(self) -> np.ndarray:
         try:
             return self.value[()].T
-        except (OSError, AttributeError) as error:  # a damaged chunk; a group where a matrix belongs
+        except (OSError, AttributeError, TypeError) as error:  # a damaged chunk; a group where a matrix belongs
             raise UserError(f"{self.name}: cannot be read ({error})") from None
 
     def strings(self) -> list[str]:
-        return ["".join(chr(c) for c in cell.value[()].ravel()) for cell in self.cells()]
+        return ["".join(chr(int(c)) for c in _numbers(cell)) for cell in self.cells()]

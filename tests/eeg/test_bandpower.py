@@ -100,8 +100,9 @@ def test_a_band_without_bins_or_beyond_the_spectrum_is_said():
         band_matrix(np.arange(65.0), {"slow": (0.1, 0.9)})
     with pytest.raises(UserError, match="band fast reaches 100 Hz"):
         band_matrix(np.arange(65.0), {"fast": (30, 100)})
-    with pytest.raises(UserError, match="longer than a window"):
-        window_power(np.zeros((2, 300)), 128.0, np.array([0]), 1.0, PowerConfig(segment_seconds=2))
+    for seconds in (2, 0.01):
+        with pytest.raises(UserError, match=f"segment_seconds {seconds} must lie between two samples and a window"):
+            window_power(np.zeros((2, 300)), 128.0, np.array([0]), 1.0, PowerConfig(segment_seconds=seconds))
 
 
 def test_features_and_baselines_do_what_their_names_say():

@@ -97,7 +97,10 @@ def test_settings_that_do_not_fit_the_recording(changes, message):
 
 @pytest.mark.parametrize(
     "changes",
-    [{"band_pass": (None, None)}, {"band_pass": (30, 4)}, {"band_pass": (0, 4)}, {"notch": (-50,)}, {"resample": 0}],
+    [
+        *({"band_pass": (None, None)}, {"band_pass": (30, 4)}, {"band_pass": (0, 4)}, {"notch": (-50,)}),
+        *({"resample": 0}, {"resample": 0.01}, {"reference": ()}, {"reference": ("Cz",)}, {"reference": ("Cz", "CZ")}),
+    ],
 )
 def test_settings_that_are_never_right(changes):
     with pytest.raises(ValueError):

@@ -139,6 +139,19 @@ def test_files_that_are_not_dreamer(dreamer_mat, tmp_path):
         open_dreamer(tmp_path / "other73.mat")
 
 
+@pytest.mark.parametrize("field", ["EEG_SamplingRate", "EEG_Electrodes", "ScoreValence"])
+@pytest.mark.parametrize("wrong", ["group", "text"])
+def test_a_field_of_another_kind_is_named(tmp_path, field, wrong):
+    path = write_dreamer(tmp_path / "D.mat", subjects=1, clips=1, seconds=2, baseline_seconds=2, version="v7.3")
+    with h5py.File(path, "r+") as file:
+        root = file["DREAMER"]
+        parent = root if field in root else file[root["Data"][()].ravel()[0]]
+        del parent[field]
+        parent.create_group(field) if wrong == "group" else parent.create_dataset(field, data=np.array([b"text"]))
+    with pytest.raises(UserError, match=rf"{field}\b.*: (cannot be read|must hold numbers)"):
+        read_all(path)
+
+
 @pytest.mark.parametrize("keep", [0.999, 0.5, 0.01])
 @pytest.mark.parametrize("version", ["v5", "v7.3"])
 def test_truncated_files(tmp_path, keep, version):

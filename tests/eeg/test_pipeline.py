@@ -238,7 +238,7 @@ def test_settings_that_do_not_fit():
         ({"exclude_channels": EMOTIV_CHANNELS[:11]}, "3 channels cannot be interpolated"),
         ({"device": "cuda:99"}, "device cuda:99: PyTorch sees"),
         ({"power": PowerConfig(bands={"high": (70, 90)})}, "band high"),
-        ({"power": PowerConfig(segment_seconds=4)}, "longer than a window"),
+        ({"power": PowerConfig(segment_seconds=4)}, "two samples and a window of 2 s"),
         ({"cleaning": CleaningConfig(band_pass=(1, 70))}, "not below half the sampling rate"),
     ):
         with pytest.raises(UserError, match=message):
