@@ -31,33 +31,44 @@ def load_inputs(config: StudentConfig, faces: tuple[Faces, Faces] | None = None)
 
     Raises UserError for anything missing or unfit.
     """
-    data, objective = config.data, config.objective
+    data = config.data
     for name, flag in (("train", "--train"), ("valid", "--valid")):
         if getattr(data, name) is None:
             raise UserError(f"no {name} faces: give {flag} (an NPZ, a CSV list or a folder) or data.{name}")
+    bank, checksums, files = load_bank_and_weights(config)
     train, valid = faces or _load_faces(config)
-    checksums = {"train data": train.checksum, "valid data": valid.checksum}
-    files = {"data_train": data.train, "data_valid": data.valid}
-    bank = None
-    if objective.proto.weight > 0:
-        bank = _load_bank(config)
-        files["bank"] = objective.proto.bank
-        checksums["bank"] = sha256(objective.proto.bank)
-    if objective.kd.weight > 0:
-        files["teacher"] = str(teacher_file(objective.kd.teacher, objective.kd.teacher_weights))
-        checksums["teacher"] = sha256(files["teacher"])
-    if config.model.weights is not None:
-        files["initial_weights"] = config.model.weights
+    checksums = {"train data": train.checksum, "valid data": valid.checksum, **checksums}
+    files = {"data_train": data.train, "data_valid": data.valid, **files}
     return Inputs(train, valid, bank, checksums, {k: v for k, v in files.items() if Path(v).is_file()})
+
+
+def load_bank_and_weights(config: StudentConfig) -> tuple[PrototypeBank | None, dict[str, str], dict[str, str]]:
+    """What ``config`` names beside faces: the bank; checksums and paths of bank, teacher and first weights.
+
+    Raises UserError for anything missing or unfit.
+    """
+    kd, weights = config.objective.kd, config.model.weights
+    bank, files = None, {}
+    if config.objective.proto.weight > 0:
+        bank = _load_bank(config)
+        files["bank"] = config.objective.proto.bank
+    if kd.weight > 0:
+        files["teacher"] = str(teacher_file(kd.teacher, kd.teacher_weights))
+    if weights is not None:
+        if not Path(weights).is_file():
+            raise UserError(f"model.weights {weights}: no such file")
+        files["initial_weights"] = weights
+    return bank, {name.replace("_", " "): sha256(path) for name, path in files.items()}, files
 
 
 def _load_faces(config: StudentConfig) -> tuple[Faces, Faces]:
     data = config.data
     load = lambda path: Faces.load(path, class_map=data.class_map, image_root=data.image_root)  # noqa: E731
     train, valid = load(data.train), load(data.valid)
+    for path, faces in ((data.train, train), (data.valid, valid)):
+        if (faces.labels < 0).all():
+            raise UserError(f"{path}: none of its {len(faces)} faces has a label")
     unlabelled = int((train.labels < 0).sum())
-    if unlabelled == len(train):
-        raise UserError(f"{data.train}: none of its {len(train)} faces has a label")
     if unlabelled:
         say(f"{data.train}: left out {unlabelled} faces without a label")
         train = train.subset(train.labels >= 0)

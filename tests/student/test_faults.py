@@ -34,6 +34,15 @@ def test_checkpoint_of_other_data_is_refused(started, small_config, tmp_path):
         train_student(small_config("B0", f"data.train={tmp_path / 'other.npz'}"), folder, resume=True)
 
 
+def test_finished_run_from_other_first_weights_is_another_run(small_config, teacher, tmp_path):
+    """It must not pass for one from the weights that are named now."""
+    train_student(small_config("B0"), tmp_path / "other")
+    weights = [f"model.weights={folder}/student_best.safetensors" for folder in (teacher, tmp_path / "other")]
+    train_student(small_config("B0", weights[0]), tmp_path / "run")
+    with pytest.raises(UserError, match="finished run that differs in initial weights"):
+        train_student(small_config("B0", weights[1]), tmp_path / "run", resume=True)
+
+
 def test_moved_data_is_no_other_data(started, small_config, files, tmp_path):
     _, folder = started
     Faces.load(files["train"]).save(tmp_path / "moved.npz")

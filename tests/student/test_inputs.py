@@ -27,6 +27,7 @@ def final_step(folder) -> dict:
         (("device=tpu",), "device tpu"),
         (("device=cuda:99",), "device cuda:99"),
         (("model.arch=resnet7",), "resnet7"),
+        (("model.weights=x.pth",), "model.weights x.pth: no such file"),
     ],
 )
 def test_unfit_configurations_are_refused_and_leave_nothing(small_config, tmp_path, overrides, message):
@@ -66,6 +67,14 @@ def test_unlabelled_faces_are_left_out(small_config, files, tmp_path, capsys):
     metrics = train_student(config, tmp_path / "run")
     assert "left out 10 faces" in capsys.readouterr().err
     assert metrics is not None and final_step(tmp_path / "run")["step"] == 86 // 16
+
+
+def test_validation_without_labels_is_refused_before_training(small_config, files, tmp_path):
+    faces = Faces.load(files["valid"])
+    Faces(images=faces.images).save(tmp_path / "unlabelled.npz")
+    with pytest.raises(UserError, match=r"unlabelled\.npz: none of its 40 faces has a label"):
+        train_student(small_config("B0", f"data.valid={tmp_path / 'unlabelled.npz'}"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
 
 
 def test_initial_weights_and_cached_teacher_and_averages(small_config, teacher, tmp_path, capsys):
