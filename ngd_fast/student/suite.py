@@ -15,6 +15,7 @@ from ngd_fast.evaluation.tables import ABLATION, ablation_table, write_tables
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.checkpoint import LAST_NAME, progress_of
 from ngd_fast.student.config import StudentConfig, load_student_config
+from ngd_fast.student.inputs import load_bank_and_weights
 from ngd_fast.student.run import holds_finished_run, train_students, trains_alike
 
 SWEEPS = {
@@ -121,6 +122,8 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
     left = [job for job in jobs if not holds_finished_run(job.folder, job.config)]
     if len(left) < len(jobs):
         say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
+    for job in left:  # or the last variant would miss its teacher only after the others' hours of training
+        load_bank_and_weights(job.config)
     for group in _groups(left, side_by_side):
         say(f"training {', '.join(job.folder.name for job in group)} ({left.index(group[0]) + 1} of {len(left)})")
         metrics = train_students([job.config for job in group], [job.folder for job in group], resume=True)

@@ -60,6 +60,13 @@ def test_students_of_one_seed_share_a_feed(overrides, tmp_path, monkeypatch):
     assert groups == [["B0_seed1", "B1_seed1"], ["B2_seed1"], ["B0_seed2", "B1_seed2"], ["B2_seed2"]]
 
 
+def test_what_a_later_variant_lacks_is_said_before_the_first_trains(overrides, tmp_path):
+    for lack, message in (("objective.kd.teacher=null", "give --teacher"), ("objective.proto.bank=x.npz", "x.npz")):
+        with pytest.raises(UserError, match=message):
+            run_jobs(ablation_jobs(["B0", "B2"], [1], [*overrides, lack], tmp_path), side_by_side=1)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_stopped_run_stops_the_suite(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("ngd_fast.student.suite.train_students", lambda configs, folders, resume: [None])
     assert not run_jobs(ablation_jobs(["B0"], [1, 2], overrides, tmp_path), side_by_side=1)
