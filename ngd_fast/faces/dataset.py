@@ -3,7 +3,7 @@
 import dataclasses
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import numpy as np
 from ngd_fast.artifacts.files import load_npz, save_npz
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES, LabelMap
-from ngd_fast.faces.images import decode_all
+from ngd_fast.faces.images import decode_all, longest_side
 from ngd_fast.faces.table import read_csv, read_folder
 
 
@@ -39,6 +39,7 @@ class Faces:
     subjects: list[str] | None = None
     class_names: tuple[str, ...] = CLASS_NAMES
     source: str = "faces"
+    _longest_sides: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
         where = self.source
@@ -86,6 +87,12 @@ class Faces:
         digest.update(np.ascontiguousarray(self.label_dist))
         digest.update(np.ascontiguousarray(self.labels))
         return digest.hexdigest()
+
+    def longest_side(self, limit: int) -> int:
+        """Of path data: longer side of the largest image, at most ``limit``; headers are read once for each limit."""
+        if limit not in self._longest_sides:
+            self._longest_sides[limit] = longest_side(self.paths, limit)
+        return self._longest_sides[limit]
 
     @property
     def class_counts(self) -> np.ndarray:

@@ -81,9 +81,10 @@ class Feed(abc.ABC):
         self.channels = channels
         self.mean, self.std = (_per_channel(name, value, channels) for name, value in (("mean", mean), ("std", std)))
         if self.drop_last and len(faces) < batch_size * world_size:
+            ranks = f" ({world_size} ranks of {batch_size})" if world_size > 1 else ""
             raise UserError(
-                f"{faces.source}: {len(faces)} faces do not fill one batch of {batch_size * world_size}; "
-                f"choose a batch size of at most {len(faces) // world_size or 1}"
+                f"{faces.source}: {len(faces)} faces do not fill one batch of {batch_size * world_size}{ranks}; "
+                f"choose a batch size of at most {len(faces) // world_size * world_size or 1}"
             )
 
     def set_image_size(self, image_size: int) -> None:
@@ -191,7 +192,7 @@ def make_feed(
         faces = drop_unreadable(faces, max(1, num_workers))
     reason = ""
     if kind == "auto":
-        kind, reason = _choose(faces, image_size, device)
+        kind, reason = _choose(faces, source_shape(faces, image_size, grey=grey or channels == 1), device)
         if rank == 0:
             say(f"feed: {kind} ({reason})")
     feed = _feed_class(kind)(
@@ -232,11 +233,11 @@ def _feed_class(kind: str) -> type[Feed]:
     return TorchFeed
 
 
-def _choose(faces: Faces, image_size: int, device: torch.device) -> tuple[str, str]:
-    """The fastest feed that this machine and dataset allow, and why."""
+def _choose(faces: Faces, shape: tuple[int, int, int], device: torch.device) -> tuple[str, str]:
+    """The fastest feed that this machine allows for source pixels of ``shape``, and why."""
     if device.type != "cuda":
         return "torch", f"the device is {device.type}"
-    needed = len(faces) * math.prod(source_shape(faces, image_size))
+    needed = len(faces) * math.prod(shape)
     free, _ = torch.cuda.mem_get_info(device)
     size = f"{needed / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB of device memory free"
     # Half: the network and its activations come on top.

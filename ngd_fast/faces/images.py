@@ -36,6 +36,25 @@ def describe_suffixes(counts: Counter) -> str:
     return ", ".join(f"{count} {suffix}" for suffix, count in counts.most_common())
 
 
+def longest_side(paths: Sequence[str], limit: int) -> int:
+    """Longer side, in pixels, of the largest image; ``limit`` as soon as one is as long. Only headers are read.
+
+    Unreadable files are passed over: decoding them names them.
+    """
+    from PIL import Image
+
+    longest = 1
+    for path in paths:
+        try:
+            with Image.open(path) as image:
+                longest = max(longest, *image.size)
+        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+            continue
+        if longest >= limit:
+            return limit
+    return longest
+
+
 def decode_image(
     path: str | Path, *, grey: bool = False, side: int | None = None, box: Sequence[float] | None = None
 ) -> np.ndarray:

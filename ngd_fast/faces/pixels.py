@@ -19,7 +19,7 @@ def source_shape(faces: Faces, image_size: int, *, grey: bool = False) -> tuple[
     """(height, width, channels) of the pixels that views of ``image_size`` are cut from."""
     limit = math.ceil(image_size * DECODE_RATIO)
     if faces.images is None:
-        side = min(limit, max(decode_image(faces.paths[0]).shape[:2]))
+        side = faces.longest_side(limit)
         return side, side, 1 if grey else 3
     height, width = faces.images.shape[1:3]
     channels = 1 if grey or faces.images.ndim == 3 else 3
@@ -30,8 +30,8 @@ class SourcePixels:
     """uint8 [N, height, width, channels] of a dataset, decoded on demand where it is given as paths.
 
     ``grey`` turns colour into luma (a network trained on grey faces should see grey ones). Larger images than
-    8/7 of ``image_size`` are reduced to a square of that. Path data become square too, of the first image's longer side
-    or that limit.
+    8/7 of ``image_size`` are reduced to a square of that. Path data become square too, of the largest image's longer
+    side or that limit.
     """
 
     def __init__(self, faces: Faces, image_size: int, *, grey: bool = False):

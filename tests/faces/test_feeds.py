@@ -8,6 +8,7 @@ from PIL import Image
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import AugmentConfig, make_feed
+from ngd_fast.faces.pixels import source_shape
 from ngd_fast.synthetic.face_files import write_affectnet_like
 from ngd_fast.synthetic.faces import make_faces
 
@@ -193,6 +194,26 @@ def test_auto_says_what_it_took(faces, capsys):
     assert "feed: torch (the device is cpu)" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("kind", ["torch", *OTHERS])
+def test_a_small_image_does_not_shrink_the_others(tmp_path, kind):
+    rng = np.random.default_rng(0)
+    paths = []
+    for side in (12, 48):
+        paths.append(str(tmp_path / f"{side}.png"))
+        Image.fromarray(rng.integers(0, 256, (side, side), dtype=np.uint8)).save(paths[-1])
+    options = {"batch_size": 2, "image_size": 48, "train": False}
+    both, alone = (next(_feed(Faces(paths=p), kind, **options).epoch(0)).images for p in (paths, paths[1:]))
+    assert torch.equal(both[1], alone[0])
+
+
+def test_the_size_of_the_pixels_is_found_without_decoding(damaged):
+    """The first file is unreadable: with --skip-bad it is left out only later."""
+    with open(damaged.paths[0], "wb") as file:
+        file.write(b"")
+    assert source_shape(damaged, 224) == (32, 32, 3)
+    assert source_shape(damaged, 21, grey=True) == (24, 24, 1)
+
+
 @pytest.fixture
 def damaged(tmp_path):
     write_affectnet_like(tmp_path, {"test": 24}, size=32)
@@ -259,6 +280,8 @@ def test_missing_dali_names_the_extra(faces, monkeypatch):
 def test_a_dataset_smaller_than_a_batch(faces, kind):
     with pytest.raises(UserError, match="52 faces do not fill one batch of 128; choose a batch size of at most 52"):
         _feed(faces, kind, batch_size=128)
+    with pytest.raises(UserError, match=r"one batch of 60 \(3 ranks of 20\); choose a batch size of at most 51"):
+        _feed(faces, kind, batch_size=20, world_size=3)
     small = _feed(faces, kind, batch_size=128, drop_last=False)
     assert [len(batch.labels) for batch in small.epoch(0)] == [52]
 
