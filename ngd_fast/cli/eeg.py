@@ -55,7 +55,11 @@ def mahnob(sessions, unlabelled, out, name, config_path, overrides):
 @command.command()
 @click.argument("csv", type=click.Path())
 @click.option("--mapping", type=click.Path(dir_okay=False), help="YAML that says which columns hold what.")
-@click.option("--ratings", type=click.Path(dir_okay=False), help="CSV of valence and arousal by subject and trial.")
+@click.option(
+    "--ratings",
+    type=click.Path(dir_okay=False),
+    help="CSV of valence and arousal by subject and trial; on a scale from 1 to 9, or the mapping's rating_range.",
+)
 @_options
 def table(csv, mapping, ratings, out, name, config_path, overrides):
     """Topomaps of a CSV of band power: one row a window, one column for each channel and band."""

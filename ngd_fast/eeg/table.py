@@ -113,8 +113,8 @@ def _read(path: str | Path):
     import pandas as pd
 
     try:
-        with open(path, encoding="utf-8") as file:
-            delimiter = delimiter_of(file.readline())
+        # By pandas, which also reads compressed files.
+        delimiter = delimiter_of(",".join(map(str, pd.read_csv(path, nrows=0).columns)))
         with warnings.catch_warnings():
             # Without index_col=False a cell too many in every row would shift all columns by one.
             warnings.simplefilter("error", pd.errors.ParserWarning)

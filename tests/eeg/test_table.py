@@ -78,9 +78,9 @@ def test_tables_as_spreadsheets_write_them(frame, tmp_path, sep, decimal):
     ratings = frame[["subject", "trial", "valence", "arousal"]].drop_duplicates() * [1, 1, 0.5, 1]
     bare = frame.drop(columns=["valence", "arousal"])
     expected = run(bare, tmp_path, ratings=ratings)
-    for table, name in ((bare, "t.csv"), (ratings, "ratings.csv")):
+    for table, name in ((bare, "t.csv.gz"), (ratings, "ratings.csv")):
         table.to_csv(tmp_path / name, index=False, sep=sep, decimal=decimal, encoding="utf-8-sig")
-    found = topomaps_from_table(tmp_path / "t.csv", SMALL, None, tmp_path / "ratings.csv")
+    found = topomaps_from_table(tmp_path / "t.csv.gz", SMALL, None, tmp_path / "ratings.csv")
     np.testing.assert_array_equal(found.maps, expected.maps)
     np.testing.assert_array_equal(found.valence, expected.valence)
 
