@@ -104,6 +104,11 @@ def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.n
     except UserError:
         raise
     except (zipfile.BadZipFile, EOFError, OSError, ValueError, KeyError) as error:
+        if "allow_pickle" in str(error):
+            raise UserError(
+                f"{path}: holds an array of Python objects, which is not unpickled; save texts with "
+                "array.astype(str), numbers with a numeric dtype"
+            ) from None
         raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
 
 

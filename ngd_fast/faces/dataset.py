@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -49,20 +50,21 @@ class Faces:
             self.images = np.asarray(self.images)
             _check_images(self.images, where)
         count = len(self)
+        if self.labels is not None:
+            self.labels = _as_labels(self.labels, where)
+            if len(self.labels) != count:
+                raise UserError(f"{where}: labels must be [{count}], are [{len(self.labels)}]")
+            if (self.labels < -1).any() or (self.labels >= len(self.class_names)).any():
+                raise UserError(f"{where}: labels must lie in [-1, {len(self.class_names)})")
         if self.label_dist is None:
             self.label_dist = np.zeros((count, len(self.class_names)), np.float32)
             if self.labels is not None:
-                known = np.flatnonzero(np.asarray(self.labels) >= 0)
-                self.label_dist[known, np.asarray(self.labels)[known]] = 1
+                known = np.flatnonzero(self.labels >= 0)
+                self.label_dist[known, self.labels[known]] = 1
         self.label_dist = _check_label_dist(self.label_dist, count, len(self.class_names), where)
         unlabelled = self.label_dist.sum(axis=1) == 0
         if self.labels is None:
-            self.labels = np.where(unlabelled, -1, self.label_dist.argmax(axis=1))
-        self.labels = np.asarray(self.labels, np.int64)
-        if self.labels.shape != (count,):
-            raise UserError(f"{where}: labels must be [{count}], are {list(self.labels.shape)}")
-        if (self.labels < -1).any() or (self.labels >= len(self.class_names)).any():
-            raise UserError(f"{where}: labels must lie in [-1, {len(self.class_names)})")
+            self.labels = np.where(unlabelled, -1, self.label_dist.argmax(axis=1)).astype(np.int64)
         self.names = [str(i) for i in range(count)] if self.names is None else list(self.names)
         for name in ("names", "subjects"):
             value = getattr(self, name)
@@ -116,6 +118,9 @@ class Faces:
 
     def decoded(self, side: int, *, grey: bool = False, boxes=None, skip_bad: bool = False) -> "Faces":
         """Path data with their pixels in memory, side x side; see :func:`ngd_fast.faces.images.decode_all`."""
+        if self.paths is None:
+            raise UserError(f"{self.source}: holds pixels already, so nothing can be read at another size; wanted "
+                            "a list or a folder of image files")  # fmt: skip
         images, rows = decode_all(
             self.paths, side=side, grey=grey, boxes=boxes, skip_bad=skip_bad, desc=f"reading {self.source}"
         )
@@ -135,6 +140,8 @@ class Faces:
             return cls(**read_folder(path, class_map), source=str(path))
         if path.suffix.lower() == ".csv":
             return cls(**read_csv(path, class_map, image_root), source=str(path))
+        if path.is_file() and path.suffix.lower() != ".npz" and not zipfile.is_zipfile(path):
+            raise UserError(f"{path}: wanted an NPZ (.npz), a list (.csv) or a folder of class folders")
         return cls(**_read_npz(path, class_map), source=str(path))
 
     def save(self, path: str | Path) -> None:
@@ -159,6 +166,13 @@ def _check_images(images: np.ndarray, where: str) -> None:
                         f"are {images.dtype} {list(images.shape)}")  # fmt: skip
     if 0 in images.shape:
         raise UserError(f"{where}: holds no images (shape {list(images.shape)})")
+
+
+def _as_labels(labels, where: str) -> np.ndarray:
+    labels = np.asarray(labels)
+    if labels.ndim != 1 or labels.dtype.kind not in "iu":
+        raise UserError(f"{where}: labels must be integers [N], are {labels.dtype} {list(labels.shape)}")
+    return labels.astype(np.int64)
 
 
 def _check_label_dist(label_dist, count: int, classes: int, where: str) -> np.ndarray:
@@ -189,9 +203,13 @@ def _read_npz(path: Path, class_map) -> dict:
         "images": arrays["images"],
         "label_dist": label_dist,
         "labels": labels,
-        "names": None if names is None else [n.decode() if isinstance(n, bytes) else str(n) for n in names.tolist()],
+        "names": None if names is None else [_text(name) for name in names.tolist()],
         "subjects": arrays["subjects"].tolist() if "subjects" in arrays else None,
     }
+
+
+def _text(name) -> str:
+    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
 
 
 def _reorder(label_dist, labels, label_map: LabelMap, path: Path):
@@ -205,6 +223,7 @@ def _reorder(label_dist, labels, label_map: LabelMap, path: Path):
         moved[:, [label_map.by_id[column] for column in columns]] = label_dist
         label_dist = moved
     if labels is not None:
+        labels = _as_labels(labels, str(path))
         unknown = sorted(set(np.unique(labels).tolist()) - {-1} - set(label_map.by_id))
         if unknown:
             raise UserError(f"{path}: label {unknown[0]} is not in the class map; {label_map.source} has "

@@ -105,13 +105,36 @@ def test_npz_in_another_class_order(tmp_path):
         ({"label_dist": np.eye(8, dtype=np.float32)[:4]}, "label_dist must be float"),
         ({"label_dist": np.eye(8, dtype=np.int64)[:5]}, "label_dist must be float"),
         ({"labels": np.array([0, 1, 2, 3, 8])}, "labels must lie in"),
+        ({"labels": np.array([0, 1, 2, 3])}, r"labels must be \[5\], are \[4\]"),
+        ({"labels": np.array([0, 1, 2, 3, 255], np.uint8), "label_dist": None}, "labels must lie in"),
+        ({"labels": np.array([0, 1, 2, 1.7, np.nan]), "label_dist": None}, r"must be integers \[N\], are float64"),
+        ({"labels": np.array(["happy"] * 5), "label_dist": None}, r"labels must be integers \[N\], are <U5 \[5\]"),
+        ({"labels": np.zeros((5, 1), np.int64)}, r"labels must be integers \[N\], are int64 \[5, 1\]"),
         ({"names": np.array([b"a"])}, "1 names for 5 images"),
+        ({"names": np.array(list("abcde"), object)}, "array of Python objects.*array.astype"),
     ],
 )
 def test_npz_faults(tmp_path, change, message):
-    save_npz(tmp_path / "f.npz", _arrays() | change)
+    np.savez(tmp_path / "f.npz", **{k: v for k, v in (_arrays() | change).items() if v is not None})
     with pytest.raises(UserError, match=message):
         Faces.load(tmp_path / "f.npz")
+
+
+def test_npz_labels_that_are_none_with_a_class_map(tmp_path):
+    save_npz(tmp_path / "f.npz", _arrays() | {"labels": np.zeros((5, 1), np.int64)})
+    with pytest.raises(UserError, match=r"labels must be integers \[N\], are int64 \[5, 1\]"):
+        Faces.load(tmp_path / "f.npz", class_map=dict(zip(CLASS_NAMES, range(8))))
+
+
+def test_npz_names_in_another_encoding(tmp_path):
+    save_npz(tmp_path / "f.npz", _arrays(1) | {"names": np.array([b"caf\xe9.png"])})
+    assert Faces.load(tmp_path / "f.npz").names == ["caf\ufffd.png"]
+
+
+def test_a_file_of_another_kind_is_named(tmp_path):
+    (tmp_path / "list.tsv").write_text("path\tlabel_name\n")
+    with pytest.raises(UserError, match=r"list\.tsv: wanted an NPZ \(\.npz\), a list \(\.csv\) or a folder"):
+        Faces.load(tmp_path / "list.tsv")
 
 
 def test_npz_with_nan_in_a_label_is_refused(tmp_path):
