@@ -151,10 +151,10 @@ class Session:
         metrics on rank 0.
         """
         module = self.step.student
-        self.ranks.broadcast(module.buffers())  # each rank has its own batch statistics; rank 0's are saved
         if self._averaged is not None:
             module = self._averaged
             module.load_state_dict(self.step.weights())
+        self.ranks.broadcast(module.buffers())  # each rank has its own batch statistics; rank 0's are saved
         _, logits, rows = predict_feed(module, feed, autocast=self.step.autocast)
         logits, rows = (np.concatenate(parts) for parts in zip(*self.ranks.gather((logits, rows))))
         progress = self.progress

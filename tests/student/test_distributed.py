@@ -42,8 +42,11 @@ def test_two_ranks_of_64_give_the_gradients_of_one_of_128(files, tmp_path):
 
 
 def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(small_config, tmp_path):
-    """12 steps in 2 epochs; rank 1 dies at its 9th, and both continue after epoch 1."""
-    config = small_config("B0", "train.batch_size=16")
+    """12 steps in 2 epochs; rank 1 dies at its 9th, and both continue after epoch 1.
+
+    What the ranks validate together is what rank 0 saves, and one bar is drawn.
+    """
+    config = small_config("B0", "train.batch_size=16", "train.ema=0.5")
     (tmp_path / "config.yaml").write_text(dump_config(config))
     out = tmp_path / "run"
     arguments = ["student", "train", "--config", str(tmp_path / "config.yaml"), "--out", str(out)]
@@ -53,7 +56,11 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(small_config
     assert verify(out)[0].problems == []
     lines = [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
     assert [line["epoch"] for line in lines] == [1, 2]
-    assert json.loads((out / "metrics.json").read_text())["valid"]["eight_way"]["n"] == 40
+    metrics = json.loads((out / "metrics.json").read_text())
+    assert metrics["valid"]["eight_way"]["n"] == 40
+    logged = lines[metrics["best_epoch"] - 1]["valid"]["ece"]
+    assert logged == pytest.approx(metrics["valid"]["eight_way"]["ece"], abs=1e-7)
+    assert result.stderr.count(" 0/192 [") == 1
 
 
 def test_batch_that_ranks_cannot_share_is_refused(small_config, monkeypatch):
