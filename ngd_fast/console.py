@@ -6,18 +6,18 @@ from collections.abc import Iterable, Sequence
 from tqdm import tqdm
 
 
-def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None, unit: str = "it", leave=True):
-    """A tqdm bar. Where stderr is no terminal it prints at most a line every ten seconds, so that logs stay short."""
+def progress(iterable: Iterable | None = None, *, desc: str, total: int | None = None, unit: str = "it", **options):
+    """A tqdm bar (``options``: its own). Where stderr is no terminal it prints at most a line every ten seconds."""
     terminal = sys.stderr.isatty()
     return tqdm(
         iterable,
         desc=desc,
         total=total,
         unit=unit,
-        leave=leave,
         dynamic_ncols=terminal,
         mininterval=0.1 if terminal else 10.0,
         maxinterval=10.0,
+        **options,
     )
 
 

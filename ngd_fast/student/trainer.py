@@ -151,10 +151,8 @@ class Trainer:
         """A bar over all images of the run, which shows the rate and the time that is left."""
         names = "+".join(f"{s.config.name}/{s.config.seed}" for s in self.sessions)
         total = self.config.epochs * self.steps_per_epoch * self.images_per_step
-        bar = progress(desc=f"train {names}", total=total, unit="img", leave=True)
-        bar.disable = bar.disable or not self.ranks.is_main
-        bar.initial = bar.n = done * self.images_per_step
-        return bar
+        hidden = {} if self.ranks.is_main else {"disable": True}  # False would override TQDM_DISABLE
+        return progress(desc=f"train {names}", total=total, unit="img", initial=done * self.images_per_step, **hidden)
 
     @contextlib.contextmanager
     def _until_signalled(self):
