@@ -73,9 +73,8 @@ def ferplus(fer2013, labels, label_mode, eval_label_mode, image_root, out):
 @_out
 def affectnet(source, size, grey, skip_bad, image_root, class_map, out):
     """AffectNet from SOURCE: its CSV, a folder of labels_{train,valid,test,all}.csv, or images/ with annotations/."""
-    from ngd_fast.faces.affectnet import AFFECTNET_MAP, convert_affectnet
+    from ngd_fast.faces.affectnet import convert_affectnet
 
-    _say_map(AFFECTNET_MAP.by_id, "AffectNet")
     if grey and size is None:
         raise UserError("--grey needs --size: without it the images stay as they are")
     splits, left_out = convert_affectnet(
@@ -97,9 +96,7 @@ def affectnet(source, size, grey, skip_bad, image_root, class_map, out):
 def ckplus(source, size, neutral, skip_bad, image_root, class_map, out):
     """CK+ from SOURCE: the official tree, the 48-pixel class folders, or a CSV."""
     from ngd_fast.faces.ckplus import convert_ckplus
-    from ngd_fast.faces.classes import CKPLUS_IDS, CLASS_MAP
 
-    _say_map({number: CLASS_MAP[name] for number, name in CKPLUS_IDS.items()}, "CK+")
     faces = convert_ckplus(
         source, size=size, neutral=neutral, image_root=image_root, class_map=class_map, skip_bad=skip_bad
     )
@@ -121,11 +118,14 @@ def folder(source, name, split, size, grey, skip_bad, image_root, class_map, out
     """Any folder of class folders, or CSV of paths and labels."""
     from ngd_fast.faces.dataset import Faces
     from ngd_fast.faces.pixels import drop_unreadable
+    from ngd_fast.faces.table import label_map_for
 
     if grey and size is None:
         raise UserError("--grey needs --size: without it the images stay as they are")
     faces = Faces.load(source, class_map=class_map, image_root=image_root)
-    if size is not None and faces.paths is not None:
+    if (label_map := label_map_for(source, class_map)) is not None:
+        say(f"{name}'s labels: {label_map}")
+    if size is not None:
         faces = faces.decoded(size, grey=grey, skip_bad=skip_bad)
     elif skip_bad:
         faces = drop_unreadable(faces)
@@ -137,7 +137,10 @@ def folder(source, name, split, size, grey, skip_bad, image_root, class_map, out
 @_image_root
 @_class_map
 def check(files, image_root, class_map):
-    """Read FILES (NPZ, CSV or folders) as training would; print classes, sizes, grey values and duplicates."""
+    """Read FILES (NPZ, CSV or folders) as training would; print classes, duplicates, an NPZ's sizes and grey values.
+
+    Duplicates are faces with the same pixels, or image files with the same content, as one before them.
+    """
     import numpy as np
 
     from ngd_fast.faces.dataset import Faces
@@ -148,25 +151,30 @@ def check(files, image_root, class_map):
     seen: dict[bytes, str] = {}
     for name, faces in loaded.items():
         shape = mean = std = "paths"
-        twice = ""
         if faces.images is not None:
             shape = "x".join(map(str, faces.images.shape[1:]))
             mean, std = (f"{value / 255:.4f}" for value in (faces.images.mean(), faces.images.std()))
-            twice = _count_duplicates(faces, name, seen)
         dist = faces.label_dist[faces.labels >= 0].astype(np.float64)
         entropy = -(dist * np.log2(np.where(dist > 0, dist, 1))).sum(axis=1).mean() + 0.0 if len(dist) else float("nan")
+        twice = _count_duplicates(faces, name, seen)
         rows.append((name, len(faces), shape, mean, std, f"{entropy:.3f}", twice, faces.checksum[:16]))
     print_counts(loaded, "labels (the class with most votes)")
     print_table(("file", "faces", "size", "mean", "std", "label bits", "duplicates", "sha256"), rows)
 
 
 def _count_duplicates(faces, name: str, seen: dict[bytes, str]) -> str:
-    """Faces whose pixels occurred before, in this file or in one named earlier (a leak between splits)."""
+    """Faces that occurred before, in this file or in one named earlier (a leak between splits)."""
     import hashlib
 
+    from ngd_fast.console import progress
+
     inside = across = 0
-    for image in faces.images:
-        digest = hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+    if faces.images is not None:
+        contents = (image.tobytes() for image in faces.images)
+    else:
+        contents = (Path(path).read_bytes() for path in progress(faces.paths, desc=f"comparing {name}", unit="image"))
+    for content in contents:
+        digest = hashlib.blake2b(content, digest_size=16).digest()
         if digest not in seen:
             seen[digest] = name
         elif seen[digest] == name:
@@ -183,10 +191,3 @@ def _write(splits, out: Path, dataset: str) -> None:
         say(f"wrote {write_split(faces, out, dataset, split)}")
     write_class_map(out, dataset)
     print_counts(splits, f"{dataset}: faces by class")
-
-
-def _say_map(by_id: dict[int, int], dataset: str) -> None:
-    from ngd_fast.faces.classes import CLASS_NAMES
-
-    pairs = ", ".join(f"{number} {CLASS_NAMES[index]}" for number, index in sorted(by_id.items()))
-    say(f"{dataset}'s labels: {pairs}")

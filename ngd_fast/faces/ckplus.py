@@ -5,14 +5,17 @@ from pathlib import Path
 
 import numpy as np
 
+from ngd_fast.console import say
 from ngd_fast.errors import UserError
-from ngd_fast.faces.classes import CKPLUS_IDS, CLASS_MAP, CLASS_NAMES
+from ngd_fast.faces.classes import CKPLUS_IDS, CLASS_MAP, CLASS_NAMES, LabelMap
 from ngd_fast.faces.dataset import Faces
-from ngd_fast.faces.images import IMAGE_SUFFIXES, decode_image, map_images
+from ngd_fast.faces.images import decode_image, list_images, map_images
+from ngd_fast.faces.table import label_map_for
 
 PEAK_FRAMES = 3
 """Customary: the last three frames of a labelled sequence show the expression (981 images of the official 327)."""
 
+CKPLUS_MAP = LabelMap({name: number for number, name in CKPLUS_IDS.items()}, "CK+'s codes")
 _SUBJECT = re.compile(r"(?:^|/)(S\d+)(?=[_/])")
 
 
@@ -32,16 +35,22 @@ def convert_ckplus(
     neutral      of the official tree also take each labelled sequence's first frame, as neutral
     peak_frames  how many last frames of a sequence carry its label
     skip_bad     leave unreadable images of folders and CSVs out (counted); of the official tree they are an error
-    Where the tree has Landmarks/, the face is cut out around them; else the middle square of the frame is taken.
+    Where the tree has Landmarks/, the face is cut out around them; else the middle square of the frame is taken. Says
+    which map of labels it used.
     """
     source = Path(source)
     if not source.exists():
         raise UserError(f"{source}: no such file or folder")
     if (source / "Emotion").is_dir():
+        if class_map is not None:
+            raise UserError(f"{source}: the official tree has CK+'s own codes; --class-map is for folders and lists")
+        say(f"CK+'s labels: {CKPLUS_MAP}")
         return _read_tree(source, size, neutral, peak_frames)
+    if neutral:
+        raise UserError(f"{source}: has no Emotion/; --neutral needs the official tree")
     faces = Faces.load(source, class_map=class_map, image_root=image_root)
-    if faces.images is not None:
-        return faces
+    if (label_map := label_map_for(source, class_map)) is not None:
+        say(f"CK+'s labels: {label_map}")
     faces.subjects = faces.subjects or [subject_of(name) for name in faces.names]
     return faces.decoded(size, grey=True, skip_bad=skip_bad)
 
@@ -56,14 +65,14 @@ def _read_tree(source: Path, size: int, neutral: bool, peak_frames: int) -> Face
     pictures = source / "cohn-kanade-images"
     if not pictures.is_dir():
         raise UserError(f"{source}: has Emotion/ but no cohn-kanade-images/")
-    label_files = sorted((source / "Emotion").glob("S*/*/*_emotion.txt"))
+    label_files = sorted((source / "Emotion").glob("S*/*/S*_emotion.txt"))
     if not label_files:
         raise UserError(f"{source / 'Emotion'}: holds no Sxxx/yyy/*_emotion.txt")
     files, labels = [], []
     for label_file in label_files:
         index = _read_label(label_file)
         sequence = pictures / label_file.parent.parent.name / label_file.parent.name
-        frames = sorted(p for p in sequence.glob("*") if p.suffix.lower() in IMAGE_SUFFIXES)
+        frames, _ = list_images(sequence, deep=False)
         if not frames:
             raise UserError(f"{sequence}: holds no frames, but {label_file} labels it")
         peak = frames[-peak_frames:]

@@ -79,6 +79,10 @@ class LabelMap:
             return cls(source)
         return cls(read_json(source), str(source))
 
+    def __str__(self) -> str:
+        pairs = ", ".join(f"{number} {CLASS_NAMES[index]}" for number, index in sorted(self.by_id.items()))
+        return f"{pairs} ({self.source})"
+
     @property
     def names(self) -> list[str]:
         """Classes of the taxonomy in the order of the dataset's ids."""

@@ -1,5 +1,6 @@
 """AffectNet in its three layouts, CK+ in its three, any folder; and drawn faces themselves."""
 
+import json
 import shutil
 
 import numpy as np
@@ -43,6 +44,62 @@ def test_affectnet_official_csv_cuts_the_boxes_out(tmp_path):
         convert_affectnet(tmp_path / "training.csv", size=32)
 
 
+def test_affectnet_csv_without_its_header(tmp_path):
+    write_affectnet_like(tmp_path, {"valid": 20}, size=32, official=True)
+    (expected,) = convert_affectnet(tmp_path / "training.csv", size=32)[0].values()
+    rows = (tmp_path / "training.csv").read_text().partition("\n")[2]
+    (tmp_path / "validation.csv").write_text(rows.replace("images/", "Images/", 1))
+    (tmp_path / "Images").symlink_to(tmp_path / "images")
+    splits, left_out = convert_affectnet(tmp_path / "validation.csv", size=32)
+    assert left_out == 2
+    assert splits["valid"].checksum == expected.checksum
+
+
+def test_what_a_layout_has_no_use_for_is_refused(tmp_path):
+    write_ckplus_tree(tmp_path / "tree", 1)
+    with pytest.raises(UserError, match="--class-map is for folders and lists"):
+        convert_ckplus(tmp_path / "tree", class_map={"happy": 1})
+    write_ckplus_like(tmp_path / "folders", 7)
+    with pytest.raises(UserError, match="--neutral needs the official tree"):
+        convert_ckplus(tmp_path / "folders", neutral=True)
+    make_faces(8, 1).save(tmp_path / "faces.npz")
+    for arguments in (["ckplus"], ["folder", "--size", "32"]):
+        with pytest.raises(SystemExit) as stop:
+            main(["data", *arguments, str(tmp_path / "faces.npz"), "--out", str(tmp_path / "out")])
+        assert stop.value.code == 2
+
+
+def test_the_map_that_was_used_is_said(tmp_path, capsys):
+    write_affectnet_like(tmp_path, {"test": 16}, size=32)
+    ids = {name: 7 - number for number, name in AFFECTNET_IDS.items()}
+    (tmp_path / "class_map.json").write_text(json.dumps(ids))
+    for command, dataset in (("affectnet", "AffectNet"), ("ckplus", "CK+"), ("folder", "faces")):
+        source = str(tmp_path / "labels_test.csv")
+        with pytest.raises(SystemExit) as stop:
+            main(["data", command, source, "--out", str(tmp_path / "out")])
+        assert stop.value.code == 0
+        assert f"{dataset}'s labels: 0 contempt, 1 anger, 2 disgust" in capsys.readouterr().err
+
+
+def test_the_same_file_in_two_folders_is_found(tmp_path, capsys):
+    for name in ("train/happy/a.png", "train/happy/b.png", "train/fear/c.png", "test/happy/d.png", "test/sad/e.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.full((8, 8), ord(name[-5]) % 3, np.uint8)).save(tmp_path / name)
+    with pytest.raises(SystemExit) as stop:
+        main(["data", "check", str(tmp_path / "train"), str(tmp_path / "test")])
+    assert stop.value.code == 0
+    shown = capsys.readouterr().out
+    assert "0 inside, 0 across" in shown and "0 inside, 2 across" in shown
+
+
+def test_hidden_files_of_macos_are_no_part_of_ckplus(tmp_path):
+    write_ckplus_tree(tmp_path, 2)
+    expected = convert_ckplus(tmp_path, neutral=True).checksum
+    for file in [*tmp_path.rglob("*.png"), *tmp_path.rglob("*.txt")]:
+        file.with_name(f"._{file.name}").write_bytes(b"Mac OS X")
+    assert convert_ckplus(tmp_path, neutral=True).checksum == expected
+
+
 def test_affectnet_annotations(tmp_path):
     part = tmp_path / "val_set"
     (part / "images").mkdir(parents=True)
@@ -53,6 +110,12 @@ def test_affectnet_annotations(tmp_path):
     splits, left_out = convert_affectnet(tmp_path)
     assert [CLASS_NAMES[label] for label in splits["valid"].labels] == list(AFFECTNET_IDS.values())
     assert left_out == 1
+    theirs, _ = convert_affectnet(tmp_path, class_map={name: 7 - number for number, name in AFFECTNET_IDS.items()})
+    assert [CLASS_NAMES[label] for label in theirs["valid"].labels] == list(AFFECTNET_IDS.values())[::-1]
+    np.save(part / "annotations" / "8_exp.npy", np.array("12"))
+    with pytest.raises(UserError, match=r"8_exp\.npy: expression '12' is not in AffectNet's codes"):
+        convert_affectnet(tmp_path)
+    np.save(part / "annotations" / "8_exp.npy", np.array("8"))
     (part / "images" / "3.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 8 images do not exist, first .*3\.jpg"):
         convert_affectnet(tmp_path)
