@@ -18,7 +18,7 @@ from ngd_fast.errors import UserError
 
 
 class Config(BaseModel):
-    """Base of all configurations: no unknown keys, no silent conversions between kinds, not changed once built."""
+    """Base of all configurations: no unknown keys, not changed once built. Numbers may stand as text ("1e-3")."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True, allow_inf_nan=False)
 
@@ -54,9 +54,9 @@ def build_config(model: type[C], data: dict[str, Any], *, source: str, overridde
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = error.errors()[:3]
-        text = "; ".join(_describe(model, fault) for fault in faults)
-        if not all(f"{_key(fault)}.".startswith(tuple(f"{key}." for key in overridden)) for fault in faults):
+        faults = _faults_by_key(model, error)
+        text = "; ".join(_describe(model, key, alike) for key, alike in faults)
+        if not all(f"{key}.".startswith(tuple(f"{name}." for name in overridden)) for key, _ in faults):
             text = f"{source}: {text}"
         raise UserError(text) from None
 
@@ -97,19 +97,37 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
     return key.strip()
 
 
-def _key(error: dict[str, Any]) -> str:
-    return ".".join(str(part) for part in error["loc"] if not str(part).startswith("function-")) or "(top level)"
+def _faults_by_key(model: type[BaseModel], error: ValidationError) -> list[tuple[str, list[dict[str, Any]]]]:
+    """The first three keys that are at fault, each with its faults: several where it may be of several types."""
+    faults: dict[str, list[dict[str, Any]]] = {}
+    for fault in error.errors():
+        faults.setdefault(_key(model, fault), []).append(fault)
+    # [1, 2] for "a number or three": that the third is missing says more than that a list is no number
+    return [(key, alike) for key, alike in faults.items() if not any(k.startswith(f"{key}.") for k in faults)][:3]
 
 
-def _describe(model: type[BaseModel], error: dict[str, Any]) -> str:
-    key = _key(error)
-    if error["type"] == "extra_forbidden":
+def _key(model: type[BaseModel], fault: dict[str, Any]) -> str:
+    """The key as a user types it: without pydantic's names of types and of validating functions."""
+    known = {part for key in _keys(model) for part in key.split(".")}
+    *parents, last = fault["loc"] or ("",)
+    parts = [part for part in parents if isinstance(part, int) or part in known]
+    if isinstance(last, int) or last in known or fault["type"] == "extra_forbidden":
+        parts.append(last)
+    return ".".join(map(str, parts)) or "(top level)"
+
+
+def _describe(model: type[BaseModel], key: str, faults: Sequence[dict[str, Any]]) -> str:
+    first, given = faults[0], faults[0]["input"]
+    if first["type"] == "extra_forbidden":
         return f"unknown key {key}; did you mean {_nearest(key, _keys(model))}?"
-    if error["type"] == "missing":
+    if first["type"] == "missing":
         return f"{key} is missing"
-    message = error["msg"].removeprefix("Value error, ")
-    given = "" if isinstance(error["input"], dict) else f" (got {error['input']!r})"
-    return f"{key}: {message[:1].lower() + message[1:]}{given}"
+    messages = [fault["msg"].removeprefix("Value error, ") for fault in faults]
+    message = messages[0][:1].lower() + messages[0][1:]
+    if len(messages) > 1:
+        wanted = [text.removeprefix("Input should be ").partition(", unable")[0] for text in messages]
+        message = f"input should be {' or '.join(wanted)}"
+    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -1,5 +1,7 @@
 """The typed configuration: what is read is what was written, and every mistake names its key."""
 
+from typing import Literal
+
 import pytest
 
 from ngd_fast.config import Config, as_override, dump_config, load_config
@@ -13,6 +15,8 @@ class Inner(Config):
 
 class Outer(Config):
     name: str = "a"
+    mean: float | tuple[float, float, float] = 0.5
+    compile: Literal["auto"] | bool = "auto"
     inner: Inner = Inner()
     optional: Inner | None = None
 
@@ -62,6 +66,21 @@ def test_the_file_is_named_only_for_what_stands_in_it(tmp_path):
     path.write_text("inner:\n  rate: fast\n")
     with pytest.raises(UserError, match=r"c\.yaml: inner\.rate: "):
         load_config(Outer, path, ["inner.steps=7"])
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("mean=grey", "mean: input should be a valid number or a valid tuple (got 'grey')"),
+        ("mean=[1, 2]", "mean.2 is missing"),
+        ("mean=[1, 2, x]", "mean.2: input should be a valid number, unable to parse string as a number (got 'x')"),
+        ("compile=maybe", "compile: input should be 'auto' or a valid boolean (got 'maybe')"),
+    ],
+)
+def test_a_key_of_several_types_is_named_as_typed(override, message):
+    with pytest.raises(UserError) as caught:
+        load_config(Outer, None, [override])
+    assert str(caught.value) == message
 
 
 @pytest.mark.parametrize("text", ["a: [1", "a: 2001-99-99", "- 1\n- 2\n", "just words"])
