@@ -155,19 +155,30 @@ def write_sums(folder: str | Path, *, exclude: tuple[str, ...] = ()) -> Path:
     return folder / SUMS_NAME
 
 
-def check_sums(folder: str | Path) -> list[str]:
-    """Compare a folder with its SHA256SUMS.txt; one line for each file that is missing or changed."""
-    folder = Path(folder)
-    sums = folder / SUMS_NAME
-    if not sums.exists():
-        raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?")
-    problems = []
-    for number, line in enumerate(sums.read_text(encoding="utf-8").splitlines(), 1):
+def read_sums(folder: str | Path) -> dict[str, str]:
+    """{file: SHA-256} as in the folder's SHA256SUMS.txt. Raises UserError where it is missing or no such list."""
+    path = Path(folder) / SUMS_NAME
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: is no list of checksums ({error})") from None
+    sums = {}
+    for number, line in enumerate(lines, 1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
-            raise UserError(f"{sums}: line {number} is not a checksum line")
-        path = folder / name
-        if not path.exists():
+            raise UserError(f"{path}: line {number} is not a checksum line")
+        sums[name] = digest
+    return sums
+
+
+def check_sums(folder: str | Path) -> list[str]:
+    """Compare a folder with its SHA256SUMS.txt; one line for each file that is missing or changed."""
+    problems = []
+    for name, digest in read_sums(folder).items():
+        path = Path(folder) / name
+        if not path.is_file():
             problems.append(f"{name}: missing")
         elif sha256(path) != digest:
             problems.append(f"{name}: changed")

@@ -1,15 +1,17 @@
 """Is a run still what it says it is? Checksums, inputs, metrics and tables, each derived again from what lies below."""
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ngd_fast.artifacts.files import SUMS_NAME, check_sums, read_json, sha256
+from ngd_fast.artifacts.files import SUMS_NAME, check_sums, read_json, read_sums, sha256
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME, check_fingerprint
 from ngd_fast.errors import UserError
 
 TOLERANCE = 1e-9
+_TABLES = {"ablation_lite.json": "ablation_lite.tex", "xval_main.json": "xval_main.tex"}
+"""Each table's JSON, and what is made from it."""
 
 
 @dataclass
@@ -38,7 +40,7 @@ def verify(path: str | Path) -> list[Verification]:
     path = Path(path)
     if not path.is_dir():
         raise UserError(f"{path}: is a file, wanted a run's folder" if path.exists() else f"{path}: no such folder")
-    marks = {SUMS_NAME, *_CHECKS}
+    marks = {SUMS_NAME, *_CHECKS, *_TABLES.values()}
     folders = sorted({file.parent for file in path.rglob("*") if file.name in marks})
     if not folders:
         raise UserError(f"{path}: holds no {SUMS_NAME}, metrics.json or table; is it a finished run?")
@@ -48,21 +50,22 @@ def verify(path: str | Path) -> list[Verification]:
 def require_untouched(file: str | Path) -> None:
     """Raise UserError where ``file`` is not the one that the SHA256SUMS.txt beside it names; silent without one."""
     file = Path(file)
-    sums = file.parent / SUMS_NAME
-    if not sums.exists():
+    if not (file.parent / SUMS_NAME).exists():
         return
-    for line in sums.read_text(encoding="utf-8").splitlines():
-        digest, _, name = line.partition("  ")
-        if name == file.name and sha256(file) != digest:
-            raise UserError(f"{file}: is not the file that its run wrote ({SUMS_NAME} names another checksum)")
+    digest = read_sums(file.parent).get(file.name)
+    if digest is not None and sha256(file) != digest:
+        raise UserError(f"{file}: is not the file that its run wrote ({SUMS_NAME} names another checksum)")
 
 
 def _verify_folder(folder: Path) -> Verification:
     found = Verification(folder)
     if (folder / SUMS_NAME).exists():
         _run_check(found, SUMS_NAME, _verify_sums)
-    elif (folder / FINGERPRINT_NAME).exists():
+    elif any((folder / name).exists() for name in (FINGERPRINT_NAME, "metrics.json")):
         found.problems.append(f"{SUMS_NAME}: missing")
+    for made_from, tex in _TABLES.items():
+        if (folder / tex).exists() and not (folder / made_from).exists():
+            found.problems.append(f"{made_from}: missing, so {tex} cannot be made again")
     for name, check in _CHECKS.items():
         if (folder / name).exists():
             _run_check(found, name, check)
@@ -75,22 +78,17 @@ def _run_check(found: Verification, name: str, check: Callable[[Verification, Pa
         check(found, found.folder / name)
     except UserError as error:
         found.problems.append(f"{name}: cannot be checked: {error}")
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
         found.problems.append(f"{name}: is not as ngd-fast writes it ({type(error).__name__}: {error})")
 
 
 def _verify_sums(found: Verification, path: Path) -> None:
-    listed = _listed(found.folder)
+    listed = read_sums(found.folder).keys()
     found.add(f"{len(listed)} checksums", check_sums(found.folder))
     found.notes += [f"{name}: not in {path.name}, came later" for name in _unlisted(found.folder, listed)]
 
 
-def _listed(folder: Path) -> set[str]:
-    lines = (folder / SUMS_NAME).read_text(encoding="utf-8").splitlines()
-    return {line.partition("  ")[2] for line in lines}
-
-
-def _unlisted(folder: Path, listed: set[str]) -> list[str]:
+def _unlisted(folder: Path, listed: Container[str]) -> list[str]:
     files = (p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file())
     return [
         p.as_posix() for p in files if p.name != SUMS_NAME and not p.name.startswith(".") and p.as_posix() not in listed
@@ -145,8 +143,7 @@ def _verify_table(found: Verification, path: Path) -> None:
 _CHECKS = {
     FINGERPRINT_NAME: _verify_fingerprint,
     "metrics.json": _verify_metrics,
-    "ablation_lite.json": _verify_table,
-    "xval_main.json": _verify_table,
+    **dict.fromkeys(_TABLES, _verify_table),
 }
 
 

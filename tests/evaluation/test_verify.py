@@ -101,6 +101,13 @@ def test_tables_are_made_again(suite, tmp_path):
     assert any("xval_main.json: blocks[0].rows[0].accuracy.mean: says 0.5" in line for line in problems(root))
 
 
+def test_a_table_whose_json_is_gone(suite, tmp_path):
+    write_tables([suite], tmp_path / "viz")
+    for name in ("ablation_lite", "xval_main"):
+        (tmp_path / "viz" / f"{name}.json").unlink()
+        assert f"{name}.json: missing, so {name}.tex cannot be made again" in problems(tmp_path)
+
+
 def test_nothing_to_verify(tmp_path):
     with pytest.raises(UserError, match="is it a finished run"):
         verify(tmp_path)
@@ -110,6 +117,28 @@ def test_nothing_to_verify(tmp_path):
 def test_a_run_without_its_sums(run):
     (run / "SHA256SUMS.txt").unlink()
     assert "SHA256SUMS.txt: missing" in problems(run)
+
+
+def test_an_evaluation_without_its_sums(run):
+    (run / "ablation_fingerprint.json").unlink()
+    (run / "SHA256SUMS.txt").unlink()
+    assert problems(run) == ["SHA256SUMS.txt: missing"]
+
+
+def test_what_cannot_be_read_is_a_finding_and_the_other_checks_go_on(run):
+    metrics = read_json(run / "metrics.json")
+    metrics["valid"]["eight_way"]["bootstrap"]["seed"] = -1
+    write_json(run / "metrics.json", metrics)
+    (run / "ablation_fingerprint.json").unlink()
+    (run / "ablation_fingerprint.json").mkdir()
+    found = problems(run)
+    assert "ablation_fingerprint.json: missing" in found
+    assert any(line.startswith("ablation_fingerprint.json: is not as ngd-fast writes it") for line in found)
+    assert any(line.startswith("metrics.json: is not as ngd-fast writes it (ValueError") for line in found)
+    (run / "SHA256SUMS.txt").write_bytes(b"\xff")
+    assert any(line.startswith("SHA256SUMS.txt: cannot be checked") for line in problems(run))
+    with pytest.raises(UserError, match="is no list of checksums"):
+        load_results([run])
 
 
 def test_json_of_another_shape_is_a_finding(run):
