@@ -102,6 +102,8 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
                 f"{config.train.accumulation} batches of {config.train.batch_size}; lower train.accumulation"
             )
         use_graph = _on("cuda_graph", config, device, alone=ranks.world_size == 1)
+        # Before any folder is written, as it may be refused; and before a session takes up its random numbers again.
+        teacher = _make_teacher(configs, feeds[0], folders[0].parent / "kd_cache", ranks, device)
         sessions = []
         for c, folder, own in zip(configs, folders, inputs):
             step = _make_step(c, feeds[0].faces, own.bank, schedule_table(c, steps_per_epoch), ranks, device)
@@ -113,7 +115,6 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
             if ranks.is_main:
                 write_text(session.folder / CONFIG_NAME, dump_config(session.config))
             session.start()
-        teacher = _make_teacher(configs, feeds[0], folders[0].parent / "kd_cache", ranks, device)
         trainer = Trainer(sessions, *feeds, teacher=teacher, ranks=ranks, use_graph=use_graph)
         if not trainer.run() or not ranks.is_main:
             return [None for _ in sessions]

@@ -39,6 +39,10 @@ def test_unfit_configurations_are_refused_and_leave_nothing(small_config, tmp_pa
 def test_kd_without_a_teacher_and_proto_without_a_bank_are_refused(small_config, tmp_path):
     with pytest.raises(UserError, match="give --teacher"):
         train_student(small_config("B1"), tmp_path / "run")
+    (tmp_path / "no_student.safetensors").write_bytes(b"no student")
+    with pytest.raises(UserError, match="not a readable safetensors file"):
+        train_student(small_config("B1", f"objective.kd.teacher={tmp_path}/no_student.safetensors"), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
     config = small_config("B2", "objective.kd.weight=0", "objective.proto.bank=null")
     with pytest.raises(UserError, match="give --bank"):
         train_student(config, tmp_path / "run")

@@ -72,6 +72,21 @@ def test_resident_feed_trains_the_same_and_resumes_within_an_epoch(finished, tmp
     assert_same_run(folder, tmp_path / "run")
 
 
+def test_network_that_draws_random_numbers_resumes_beside_a_teacher(small_config, teacher, tmp_path, monkeypatch):
+    """Making the teacher draws some too, which must not come between the checkpoint's and the next step's."""
+    classify = Student.classify
+
+    def with_dropout(self, projected):
+        return classify(self, torch.nn.functional.dropout(projected, training=self.training))
+
+    monkeypatch.setattr(Student, "classify", with_dropout)
+    config = small_config("B1", f"objective.kd.teacher={teacher}")
+    train_student(config, tmp_path / "whole")
+    kill_at(monkeypatch, 9, config, tmp_path / "parts")
+    train_student(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 STAGES = "train.resolution=[{from_epoch: 0, image_size: 16}, {from_epoch: 1, image_size: 20}]"
 
 
