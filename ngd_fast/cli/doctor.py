@@ -18,7 +18,7 @@ _OPTIONAL = {
     "triton": (("triton", "pytorch-triton"), "triton"),
     "mne": (("mne",), "eeg"),
     "h5py": (("h5py",), "eeg"),
-    "DALI": (("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "dali-cuda13' or 'ngd-fast[dali-cuda12"),
+    "DALI": (("nvidia-dali-cuda130", "nvidia-dali-cuda120"), "dali-cuda13]' or 'ngd-fast[dali-cuda12"),
     "matplotlib": (("matplotlib",), "viz"),
     "umap": (("umap-learn",), "umap"),
     "onnx": (("onnx",), "export"),

@@ -1,11 +1,12 @@
 """ngd-fast doctor, as it is called."""
 
 import json
+import re
 import subprocess
 import sys
 from types import SimpleNamespace
 
-from ngd_fast.cli.doctor import _cuda_build
+from ngd_fast.cli.doctor import _cuda_build, collect
 from ngd_fast.objective import backends
 
 
@@ -37,6 +38,14 @@ def test_tables_name_every_backend_and_the_reason():
         assert name in text
     assert "none visible" in text
     assert "no CUDA device" in text or "not built" in text
+
+
+def test_what_is_absent_names_extras_that_exist(repository, monkeypatch):
+    monkeypatch.setattr("ngd_fast.cli.doctor._version", lambda *_: None)
+    project = (repository / "pyproject.toml").read_text()
+    for text in collect()["optional"].values():
+        assert re.fullmatch(r"absent: pip install 'ngd-fast\[[\w-]+\]'( or 'ngd-fast\[[\w-]+\]')*", text)
+        assert all(f"\n{extra} = [" in project for extra in re.findall(r"\[([\w-]+)\]", text))
 
 
 def test_the_build_says_for_which_gpus_or_why_for_none():
