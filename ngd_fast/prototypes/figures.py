@@ -11,9 +11,9 @@ from ngd_fast.teacher.figures import new_figure, save_figure
 
 def draw_coverage(path: str | Path, bank: PrototypeBank) -> None:
     """Windows in each bin; an empty bin is hatched and names the bins it is filled from by thin lines."""
+    figure, axes = new_figure(1, size=(5.0, 4.3))  # first: it says what to install where matplotlib is absent
     from matplotlib.patches import Rectangle
 
-    figure, axes = new_figure(1, size=(5.0, 4.3))
     axis, grid = axes[0, 0], bank.grid
     cell = 2 / grid
     shade = np.log10(bank.counts + 1)

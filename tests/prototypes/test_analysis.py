@@ -1,10 +1,13 @@
 """Separation, the reach of rating scales, the sweep over grids, priors by class, figures."""
 
+import sys
+
 import numpy as np
 import pytest
 import torch
 
 from ngd_fast import PrototypeBank
+from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.prototypes.analysis import rating_levels, separation, silhouette, sweep_grids, unreachable_bins
 from ngd_fast.prototypes.bank import assign_bins
@@ -102,3 +105,14 @@ def test_figures_are_drawn_and_repeat(ordered, tmp_path, grid):
             draw(tmp_path / name, bank)
         assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
         assert (tmp_path / "a.png").stat().st_size > 5000
+
+
+def test_without_matplotlib_the_extra_is_named(ordered, tmp_path, monkeypatch):
+    for name in [m for m in sys.modules if m.split(".")[0] == "matplotlib"]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    features, ratings = ordered
+    bank = PrototypeBank.build(features, *ratings.T)
+    for draw in (draw_coverage, draw_centers):
+        with pytest.raises(UserError, match=r"pip install 'ngd-fast\[viz\]'"):
+            draw(tmp_path / "x.png", bank)
