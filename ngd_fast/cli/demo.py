@@ -53,9 +53,14 @@ def command(out, seed, device, small):
     datasets, whose owners hand them out themselves. Every other step is a command that is printed before it runs.
     """
     from ngd_fast.artifacts.files import require_free
+    from ngd_fast.eeg.topomap import import_mne
+    from ngd_fast.teacher.figures import new_figure
 
     scale, out, started = (_SMALL if small else _FULL), Path(out), time.monotonic()
+    # What would end a later stage ends the demo before its first one has filled the folder.
     require_free(out)
+    import_mne()
+    new_figure(1)
     data, eeg, bank = out / "data", out / "eeg", out / "prototypes_5x5.npz"
     teacher, vision, runs = out / "teacher", out / "vision_teacher", out / "runs"
     settings = [part for override in scale.overrides for part in ("--set", override)]

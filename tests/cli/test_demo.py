@@ -1,6 +1,7 @@
 """The demo in its smallest form: every stage of the main job, in one process, from recordings to verified tables."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -74,6 +75,17 @@ def test_a_folder_of_another_demo_is_refused_before_anything_is_made(tmp_path, c
         cli.main(["demo", "--small", "--out", str(tmp_path), "--device", "cpu"])
     assert stop.value.code == 2 and not list((tmp_path / "data").iterdir())
     assert capsys.readouterr().err == f"error: --out {tmp_path}: is not empty; choose another folder\n"
+
+
+@pytest.mark.parametrize("package", ["mne", "matplotlib"])
+def test_a_package_that_is_absent_is_named_before_anything_is_made(tmp_path, monkeypatch, capsys, package):
+    for name in [m for m in sys.modules if m.split(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["demo", "--small", "--out", str(tmp_path / "out"), "--device", "cpu"])
+    assert stop.value.code == 2 and not (tmp_path / "out").exists()
+    assert "pip install 'ngd-fast[" in capsys.readouterr().err
 
 
 def test_a_training_that_was_stopped_ends_the_demo(tmp_path, monkeypatch):
