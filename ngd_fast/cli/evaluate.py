@@ -204,8 +204,11 @@ def select(runs, metric, select_on_test, out):
     ranking = rank_runs(load_results(runs), metric=metric, select_on_test=select_on_test)
     columns = list(ranking["runs"][0]["datasets"])
     print_table(
-        ["run", "mean", *columns],
-        [[r["run"], percent(r["score"]), *(percent(r["datasets"][c]) for c in columns)] for r in ranking["runs"]],
+        ["run", "variant", "seed", "mean", *columns],
+        [
+            [r["run"], r["variant"], r["seed"], percent(r["score"]), *(percent(r["datasets"][c]) for c in columns)]
+            for r in ranking["runs"]
+        ],
         title=f"{ranking['selected_on']}: {metric}, in %",
     )
     if select_on_test:

@@ -37,6 +37,11 @@ class Result:
         return self.path.parent
 
     @property
+    def student(self) -> tuple[str, str, int | None]:
+        """Whose evaluation this is. Folders called seed1 may stand below each variant's, so that the run is not all."""
+        return self.run, self.variant, self.seed
+
+    @property
     def predictions_path(self) -> Path:
         return self.folder / (f"predictions_{self.split}.npz" if self.split else "predictions.npz")
 
@@ -77,7 +82,7 @@ def _without_repeats(results: list[Result]) -> list[Result]:
     """Drop a run's second evaluation on a dataset where it says the same; refuse it where it says something else."""
     kept: dict[tuple, Result] = {}
     for result in results:
-        first = kept.setdefault((result.run, result.variant, result.seed, result.dataset), result)
+        first = kept.setdefault((result.student, result.dataset), result)
         if first.blocks != result.blocks:
             raise UserError(
                 f"{result.run} on {result.dataset} has two results that differ: {first.path} and {result.path}; "
@@ -132,16 +137,21 @@ def by_variant(results: Iterable[Result]) -> dict[str, list[Result]]:
 
 
 def by_dataset(results: Iterable[Result]) -> dict[str, list[Result]]:
-    """Results on each dataset, which must be the same number of rows for each. Raises UserError where it is not."""
+    """Results on each dataset, which must have the same rows of each class. Raises UserError where it has not."""
     groups: dict[str, list[Result]] = {}
     for result in results:
         groups.setdefault(result.dataset, []).append(result)
     for dataset, group in groups.items():
         for result in group[1:]:
-            counts = [r.blocks[PROTOCOLS[0]]["n"] for r in (group[0], result)]
+            counts = [[sum(row) for row in r.blocks[PROTOCOLS[0]]["confusion"]] for r in (group[0], result)]
             if counts[0] != counts[1]:
                 raise UserError(
-                    f"{dataset}: {group[0].run} was evaluated on {counts[0]} rows and {result.run} on {counts[1]}; "
-                    "they cannot stand in one table"
+                    f"{dataset}: {group[0].run} was evaluated on {sum(counts[0])} rows ({_commas(counts[0])} of the "
+                    f"classes) and {result.run} on {sum(counts[1])} ({_commas(counts[1])}); they cannot stand in one "
+                    "table"
                 )
     return groups
+
+
+def _commas(counts: Iterable[int]) -> str:
+    return ", ".join(map(str, counts))

@@ -20,9 +20,9 @@ def rank_runs(results: Sequence[Result], *, metric: str = "macro_f1", select_on_
     if not fitting:
         wanted = "evaluations on test sets (outs/xval_*)" if select_on_test else "runs with a validation split"
         raise UserError(f"no {wanted} among the given folders")
-    runs: dict[str, dict] = {}
+    runs: dict[tuple, dict] = {}
     for r in fitting:
-        run = runs.setdefault(r.run, {"run": r.run, "variant": r.variant, "seed": r.seed, "datasets": {}})
+        run = runs.setdefault(r.student, {"run": r.run, "variant": r.variant, "seed": r.seed, "datasets": {}})
         run["datasets"][r.dataset] = r.blocks[protocol][metric]
     datasets = sorted({r.dataset for r in fitting})
     for run in runs.values():

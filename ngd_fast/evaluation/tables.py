@@ -18,7 +18,11 @@ ABLATION, XVAL = "ablation_lite", "xval_main"
 
 
 def summarize_variant(results: Sequence[Result], protocol: str) -> dict:
-    """Mean and spread over the runs of one variant on one dataset; the interval of the one run where there is one."""
+    """Mean and spread over the runs of one variant on one dataset; the interval of the one run where there is one.
+
+    Raises UserError where the runs are not the seeds of one setting.
+    """
+    _require_seeds_of_one_setting(results)
     row = {"variant": results[0].variant, "seeds": [r.seed for r in results], "runs": [r.run for r in results]}
     for name in METRICS:
         values = [r.blocks[protocol][name] for r in results if name in r.blocks[protocol]]
@@ -28,16 +32,41 @@ def summarize_variant(results: Sequence[Result], protocol: str) -> dict:
         intervals = results[0].blocks[protocol].get("ci", {})
         if len(results) == 1 and name in intervals:
             row[name]["ci"] = intervals[name]
-    switches = {_frozen(r.fingerprint["switches"]) for r in results if r.fingerprint and "switches" in r.fingerprint}
-    if len(switches) > 1:
-        raise UserError(f"variant {row['variant']}: its runs {', '.join(row['runs'])} differ in which terms were on")
+    switches = [r.fingerprint["switches"] for r in results if r.fingerprint and "switches" in r.fingerprint]
     if switches:
-        row["switches"] = dict(switches.pop())
+        row["switches"] = switches[0]
     return row
 
 
-def _frozen(switches: dict) -> tuple:
-    return tuple(sorted(switches.items()))
+def _require_seeds_of_one_setting(results: Sequence[Result]) -> None:
+    """Raise UserError where a seed stands twice, or where what is known of the runs' settings differs."""
+    seen: dict[int | None, Result] = {}
+    settings: dict[str, tuple[Result, object]] = {}
+    for r in results:
+        twin = seen.setdefault(r.seed, r)
+        if r.seed is not None and twin is not r:
+            raise UserError(
+                f"variant {r.variant}: {twin.folder} and {r.folder} both have seed {r.seed}, which would count as two; "
+                "name the one that belongs into the table"
+            )
+        for name, value in _setting(r).items():
+            other, theirs = settings.setdefault(name, (r, value))
+            if value != theirs:
+                raise UserError(
+                    f"variant {r.variant}: {other.folder} and {r.folder} differ in {name} ({theirs} and {value}); "
+                    "they are not seeds of one variant: give one of them another name"
+                )
+
+
+def _setting(result: Result) -> dict[str, object]:
+    """What a run's own files say of its configuration; the machine is no part of it."""
+    fingerprint = result.fingerprint or {}
+    config = {name: value for name, value in result.data.get("config", {}).items() if name != "device"}
+    return config | {
+        f"the {kind} of {name}": value
+        for kind, key in (("switch", "switches"), ("weight", "weights"))
+        for name, value in fingerprint.get(key, {}).items()
+    }
 
 
 def ablation_table(

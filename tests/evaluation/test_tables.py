@@ -4,10 +4,12 @@ import subprocess
 import pytest
 
 from ngd_fast.artifacts.files import read_json, write_json, write_sums
+from ngd_fast.artifacts.model_card import model_card
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.latex import escape, render
 from ngd_fast.evaluation.metrics import classes_of, evaluate_predictions
 from ngd_fast.evaluation.results import load_results
+from ngd_fast.evaluation.selection import rank_runs
 from ngd_fast.evaluation.tables import ablation_table, write_tables, xval_table
 from ngd_fast.faces.classes import CLASS_NAMES
 
@@ -110,6 +112,49 @@ def test_what_cannot_stand_in_one_table(suite, outs, tmp_path):
     write_sums(tmp_path / "two" / "a")
     with pytest.raises(UserError, match="two results that differ"):
         load_results([suite, tmp_path / "two"])
+
+
+def renamed(run, folder, **changes):
+    """A copy of ``run`` in ``folder``, whose metrics.json says otherwise."""
+    shutil.copytree(run, folder)
+    write_json(folder / "metrics.json", read_json(folder / "metrics.json") | {"run": folder.name} | changes)
+    write_sums(folder)
+    return folder
+
+
+def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
+    again = renamed(suite / "B0_seed1", tmp_path / "B0_again")
+    with pytest.raises(UserError, match="both have seed 1, which would count as two"):
+        write_tables([suite, again], tmp_path / "viz")
+    longer = renamed(suite / "B0_seed1", tmp_path / "B0_seed3", seed=3, config={"epochs": 9, "device": "cuda"})
+    shorter = renamed(suite / "B0_seed1", tmp_path / "B0_seed4", seed=4, config={"epochs": 3, "device": "cpu"})
+    with pytest.raises(UserError, match=r"B0_seed3 and .*B0_seed4 differ in epochs \(9 and 3\)"):
+        write_tables([longer, shorter], tmp_path / "viz")
+    fingerprint = read_json(shorter / "ablation_fingerprint.json")
+    fingerprint["weights"]["kd"] = 0.5
+    write_json(shorter / "ablation_fingerprint.json", fingerprint)
+    with pytest.raises(UserError, match=r"differ in the weight of kd \(0\.3 and 0\.5\)"):
+        write_tables([suite / "B0_seed1", shorter], tmp_path / "viz")
+
+
+def test_folders_of_one_name_are_two_students(suite, tmp_path):
+    for variant in ("B0", "B3"):
+        renamed(suite / f"{variant}_seed1", tmp_path / variant / "seed1")
+    ranking = rank_runs(load_results([tmp_path]))
+    assert [(r["run"], r["variant"]) for r in ranking["runs"]] == [("seed1", "B3"), ("seed1", "B0")]
+    card = model_card(load_results([tmp_path / "B0"])[0], load_results([tmp_path / "B3"]))
+    assert card.count("| seed1 | B3 |") == 1
+    assert "Reported with and without D-Geo (against B3)" in card
+
+
+def test_a_dataset_of_other_faces_needs_another_name(make_predictions, tmp_path):
+    """As many rows under the same name, such as one made with another label mode."""
+    for variant, counts in (("B0", (10, 20)), ("B3", (20, 10))):
+        predictions = make_predictions((*counts, 0, 0, 0, 0, 0, 0))
+        meta = {"run": variant, "variant": variant, "seed": 1, "dataset": predictions.dataset}
+        write_json(tmp_path / variant / "metrics.json", meta | evaluate_predictions(predictions, bootstrap=0))
+    with pytest.raises(UserError, match="they cannot stand in one table"):
+        xval_table(load_results([tmp_path]))
 
 
 @pytest.mark.parametrize("name", ["metrics.json", "predictions_valid.npz"])
