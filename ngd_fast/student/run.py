@@ -1,5 +1,6 @@
 """From a configuration to a finished run folder: load what it names, train, evaluate, write."""
 
+import contextlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -30,7 +31,7 @@ from ngd_fast.student.kd_teacher import (
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
-from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
+from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, alone_in, is_finished
 from ngd_fast.student.step import AUTOCAST, StudentStep
 from ngd_fast.student.trainer import Trainer
 from ngd_fast.student.weights import load_backbone_weights
@@ -94,7 +95,9 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
     _set_determinism(config, device)
     channels = _input_channels(configs, inputs[0].train, ranks, device)
     feeds = _make_feeds(config, inputs[0], channels, ranks, device)
-    try:
+    with contextlib.ExitStack() as stack:
+        for feed in feeds:
+            stack.callback(feed.close)
         steps_per_epoch = feeds[0].steps_per_epoch // config.train.accumulation
         if not steps_per_epoch:
             raise UserError(
@@ -110,6 +113,8 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
             _require_sizes(c, f"model.arch {c.model.arch}", step.student, feeds[0].channels, device)
             sessions.append(Session(c, folder, step, checksums=own.checksums, ranks=ranks))
         for session in sessions:
+            if ranks.is_main:
+                stack.enter_context(alone_in(session.folder))
             if resume and session.resume() and ranks.is_main:
                 say(f"{session.folder}: continues after epoch {session.progress.epoch}")
             if ranks.is_main:
@@ -120,9 +125,6 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
             return [None for _ in sessions]
         dataset = Path(config.data.valid).stem
         return [s.finish(own.valid, dataset, own.files) for s, own in zip(sessions, inputs)]
-    finally:
-        for feed in feeds:
-            feed.close()
 
 
 def _input_channels(configs: Sequence[StudentConfig], faces: Faces, ranks: Ranks, device: torch.device) -> int:

@@ -1,9 +1,12 @@
 """One student in training: its step, its run folder, its best epoch."""
 
+import contextlib
 import copy
+import fcntl
 import math
+import os
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -258,6 +261,33 @@ class Session:
             "kd": config.objective.kd.mode if config.objective.kd.weight else None,
             "device": self.step.device.type,
         }
+
+
+@contextlib.contextmanager
+def alone_in(folder: Path) -> Iterator[None]:
+    """Within: no other process trains into ``folder``, which is made where it is missing.
+
+    Takes away what a process that was killed was writing. Raises UserError where there is another, or can be no folder.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise UserError(f"{folder}: another process is training into it") from None
+        except OSError:  # a file system without locks
+            pass
+        else:
+            for name in (LAST_NAME, BEST_NAME):
+                for unfinished in folder.glob(f".{name}.*"):
+                    unfinished.unlink()
+        yield
+    finally:
+        os.close(handle)  # which unlocks, as the end of the process does
 
 
 def validation_metrics(labels: np.ndarray, logits: np.ndarray, class_names) -> dict[str, float]:

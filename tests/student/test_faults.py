@@ -8,6 +8,7 @@ from ngd_fast.artifacts.files import sha256
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.student.run import train_student
+from ngd_fast.student.session import alone_in
 from ngd_fast.student.step import StudentStep
 from ngd_fast.synthetic.faces import make_faces
 
@@ -61,6 +62,21 @@ def test_folder_of_another_run_is_not_overwritten(started):
     config, folder = started
     with pytest.raises(UserError, match="not empty"):
         train_student(config, folder)
+
+
+def test_folder_that_another_process_trains_into_is_refused(started):
+    """Two trainings in one folder would both write its log."""
+    config, folder = started
+    unfinished = folder / ".student_last.ckpt.x1y2z3.ckpt"
+    unfinished.write_text("what a process that was killed was writing")
+    with alone_in(folder), pytest.raises(UserError, match="run: another process is training into it"):
+        train_student(config, folder, resume=True)
+    assert train_student(config, folder, resume=True) and not unfinished.exists()
+
+
+def test_folder_that_cannot_be_made_is_refused(small_config):
+    with pytest.raises(UserError, match="--out /proc/run: cannot be made"):
+        train_student(small_config("B0"), "/proc/run")
 
 
 def test_nan_names_step_and_term_and_keeps_the_last_good_checkpoint(started, monkeypatch):
