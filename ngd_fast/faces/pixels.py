@@ -73,8 +73,13 @@ class SourcePixels:
     def load_all(self, workers: int = 4) -> np.ndarray:
         """All rows. Path data are decoded in threads, with progress."""
         if self._images is None:
-            rows = range(len(self))
-            self._images = np.stack(map_images(self._decode, rows, desc="decoding faces", workers=workers))
+            images = np.empty((len(self), self.height, self.width, self.channels), np.uint8)
+
+            def fill(row: int) -> None:
+                images[row] = self._decode(row)
+
+            map_images(fill, range(len(self)), desc="decoding faces", workers=workers)
+            self._images = images
         return self._images
 
     def _decode(self, row: int) -> np.ndarray:

@@ -1,6 +1,7 @@
 """Faces from NPZ, CSV and folders, and everything that can be wrong with them."""
 
 import json
+import tracemalloc
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import AFFECTNET_IDS, CLASS_NAMES, LabelMap, class_index
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.images import decode_image, resize_images, to_grey
+from ngd_fast.faces.pixels import SourcePixels
 
 
 def _images(count, channels=1, side=8, seed=0):
@@ -282,6 +284,29 @@ def test_grey_and_resize_agree_with_decoding_files(tmp_path):
     Image.fromarray(image).save(tmp_path / "a.png")
     np.testing.assert_array_equal(to_grey(image[None])[0], decode_image(tmp_path / "a.png", grey=True))
     np.testing.assert_array_equal(resize_images(image[None], 12)[0], decode_image(tmp_path / "a.png", side=12))
+
+
+def _peak_bytes(function):
+    tracemalloc.start()
+    try:
+        return function(), tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+
+
+def test_pixels_are_held_once_while_they_are_made(tmp_path):
+    images = _images(200, 3, side=64)
+    _, peak = _peak_bytes(lambda: to_grey(images))
+    assert peak < 2 * images.nbytes, "grey, and some images in 32 bits"
+    _write_images(tmp_path, ["a.png"])
+    faces = Faces(paths=[str(tmp_path / "a.png")] * 200, source="lists")
+    decoded, peak = _peak_bytes(lambda: faces.decoded(128))
+    assert peak < 1.5 * decoded.images.nbytes
+    source = SourcePixels(Faces(paths=faces.paths), 8)
+    source.height = source.width = 128
+    pixels, peak = _peak_bytes(source.load_all)
+    assert peak < 1.5 * pixels.nbytes
+    np.testing.assert_array_equal(pixels, decoded.images)
 
 
 def test_undecodable_image_is_named(tmp_path):
