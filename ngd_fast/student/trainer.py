@@ -117,7 +117,8 @@ class Trainer:
                 given = list(itertools.islice(batches, size))
             self.runner(given)
             yield step
-        next(batches, None)  # DALI keeps its pipeline for the next epoch only if it has seen the end of this one
+        for _ in batches:  # that fill no step: DALI keeps its pipeline only if it has seen the end of the epoch
+            pass
 
     def _look(self, steps: int, done: int, epoch: int, image_size: int, clock: "_Clock", bar) -> None:
         """Read what the device has done since the last look, and show it."""
