@@ -1,8 +1,10 @@
 """``ngd-fast evaluate``: a student on a dataset, tables over several runs, and the choice among checkpoints."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import click
+from click.core import ParameterSource
 
 from ngd_fast.cli.checkpoints import Checkpoint, device_option, load_faces
 from ngd_fast.console import print_table, say
@@ -19,7 +21,11 @@ from ngd_fast.errors import UserError
 @click.option("--image-root", type=click.Path(), help="Folder that a CSV's paths start from.")
 @click.option("--img-size", type=click.IntRange(8), help="Side of the network's input.  [default: as trained]")
 @click.option(
-    "--out", "--outs-dir", "outs_dir", type=click.Path(), help="Folder to write.  [default: outs/xval_DATASET_RUN]"
+    "--out",
+    "--outs-dir",
+    "outs_dir",
+    type=click.Path(file_okay=False),
+    help="Folder to write.  [default: outs/xval_DATASET_RUN]",
 )
 @click.option("--dataset", help="The dataset's name in tables.  [default: its file's name]")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
@@ -33,31 +39,50 @@ from ngd_fast.errors import UserError
 def command(ctx, **options):
     """Evaluate a student: 8-way and present-only, with 95% confidence intervals.
 
-    Give --ckpt and one of --npz, --csv and --folder. Writes metrics.json, predictions.npz, per_class.csv, confmat.png,
-    confmat_present.png and SHA256SUMS.txt.
+    Give --ckpt and one of --npz, --csv and --folder, or --predictions. Writes metrics.json, predictions.npz,
+    per_class.csv, confmat.png, confmat_present.png and SHA256SUMS.txt.
     """
     if ctx.invoked_subcommand is not None:
+        _refuse(ctx, options, f"stands before {ctx.invoked_subcommand}, which does not evaluate anything")
         return
-    predictions, identity, default_folder = _predictions(**options)
-    folder = Path(options["outs_dir"] or default_folder)
+    if options["predictions"] is not None:
+        _refuse(ctx, options.keys() - _FOR_PREDICTIONS, "says how faces are predicted; leave it out with --predictions")
+    if options["image_root"] is not None and options["csv"] is None:
+        raise UserError("--image-root is where a CSV's paths start from; give --csv with it")
+    if options["outs_dir"] is not None:
+        _require_no_run(Path(options["outs_dir"]))
+    predictions, identity = _predictions(**options)
+    folder = Path(options["outs_dir"] or f"outs/xval_{_slug(identity['dataset'])}_{_slug(identity['run'])}")
+    _require_no_run(folder)
     metrics = write_evaluation(folder, predictions, identity, bootstrap=options["bootstrap"], seed=options["seed"])
     print_evaluation(metrics)
     say(f"wrote {folder}")
 
 
-def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):
-    """(Predictions, what metrics.json says about their origin, default output folder)."""
-    from ngd_fast.evaluation.predictions import Predictions
+_FOR_PREDICTIONS = {"predictions", "outs_dir", "dataset", "bootstrap", "seed"}
 
-    sources = [path for path in (npz, csv, folder) if path]
+
+def _refuse(ctx: click.Context, names: Iterable[str], why: str) -> None:
+    """Raise UserError where one of the options ``names`` was typed, which would have no effect."""
+    for option in ctx.command.params:
+        if option.name in names and ctx.get_parameter_source(option.name) == ParameterSource.COMMANDLINE:
+            raise UserError(f"{option.opts[0]}: {why}")
+
+
+def _require_no_run(folder: Path) -> None:
+    """Raise UserError where the evaluation would take the place of a training's metrics and sums."""
+    from ngd_fast.artifacts.files import read_json
+
+    path = folder / "metrics.json"
+    if path.exists() and "eight_way" not in read_json(path):
+        raise UserError(f"--out {folder}: holds the metrics of a training, not of an evaluation; name another folder")
+
+
+def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):
+    """(Predictions, what metrics.json says about their origin)."""
     if predictions is not None:
-        if ckpt or sources:
-            raise UserError(
-                "--predictions stands for a student and its faces; leave --ckpt, --npz, --csv, --folder out"
-            )
-        loaded = Predictions.load(predictions)
-        name = dataset or loaded.dataset
-        return loaded, {"run": Path(predictions).stem, "dataset": name}, f"outs/xval_{_slug(name)}"
+        return _saved(Path(predictions), dataset)
+    sources = [path for path in (npz, csv, folder) if path]
     if ckpt is None or len(sources) != 1:
         raise UserError("give --ckpt and one of --npz, --csv and --folder (or --predictions); --help shows all options")
     (source,) = sources
@@ -89,7 +114,21 @@ def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, 
         "image_size": student.meta["image_size"],
         "flip_tta": options["flip_tta"],
     }
-    return made, identity, f"outs/xval_{_slug(name)}_{_slug(student.run)}"
+    return made, identity
+
+
+def _saved(path: Path, dataset: str | None):
+    """Predictions from a file, and whose they are where a run's or an evaluation's metrics.json lies beside them."""
+    from ngd_fast.artifacts.files import read_json
+    from ngd_fast.artifacts.verify import require_untouched
+    from ngd_fast.evaluation.predictions import Predictions
+
+    loaded = Predictions.load(path)
+    require_untouched(path)
+    metrics = path.parent / "metrics.json"
+    known = read_json(metrics) if metrics.exists() else {}
+    identity = {key: known[key] for key in ("run", "variant", "seed") if key in known}
+    return loaded, {"run": path.stem, **identity, "dataset": dataset or loaded.dataset}
 
 
 def _slug(name: str) -> str:

@@ -105,6 +105,8 @@ def _inputs(inputs, image_root) -> tuple[list[str], list]:
     """Paths of all image files, and the faces of each NPZ."""
     from ngd_fast.faces.dataset import Faces
 
+    if image_root is not None and not any(Path(path).suffix.lower() == ".csv" for path in inputs):
+        raise UserError("--image-root is where a CSV's paths start from; give a CSV list with it")
     paths, archives = [], []
     for path in map(Path, inputs):
         if path.suffix.lower() == ".npz":

@@ -100,6 +100,28 @@ def test_npz_csv_and_folder_give_the_same(ckpt, faces, tmp_path, capsys):
     assert "present-only" in shown
 
 
+def test_saved_predictions_keep_whose_they_are(suite, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for variant in ("B0", "B3"):
+        file = suite / f"{variant}_seed1" / "predictions_valid.npz"
+        assert call("evaluate", "--predictions", file, "--bootstrap", 0) == 0
+        metrics = read_json(tmp_path / "outs" / f"xval_faces_valid_{variant}_seed1" / "metrics.json")
+        assert (metrics["run"], metrics["variant"], metrics["seed"]) == (f"{variant}_seed1", variant, 1)
+    (tmp_path / "p.npz").write_bytes(file.read_bytes())
+    assert call("evaluate", "--predictions", "p.npz", "--bootstrap", 0) == 0
+    assert read_json(tmp_path / "outs" / "xval_faces_valid_p" / "metrics.json")["run"] == "p"
+
+
+def test_a_training_is_not_overwritten(run, make_predictions, tmp_path, capsys):
+    before = {path.name: path.read_bytes() for path in run.iterdir()}
+    make_predictions().save(tmp_path / "p.npz")
+    assert call("evaluate", "--predictions", tmp_path / "p.npz", "--out", run) == 2
+    assert "holds the metrics of a training" in error_of(capsys)
+    assert {path.name: path.read_bytes() for path in run.iterdir()} == before
+    for _ in range(2):
+        assert call("evaluate", "--predictions", tmp_path / "p.npz", "--out", tmp_path / "x", "--bootstrap", 0) == 0
+
+
 def test_flip_tta_and_image_size_reach_the_network(ckpt, faces, tmp_path):
     for name, flags in {"plain": [], "flip": ["--flip-tta"], "large": ["--img-size", "48"]}.items():
         out = tmp_path / name
@@ -257,6 +279,10 @@ def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
         (["evaluate", "--ckpt", "{ckpt}", "--csv", "{faces}/list.csv"], "give --class-map"),
         (["evaluate", "--ckpt", "{ckpt}", "--npz", "{faces}/toy.npz", "--device", "tpu"], "device tpu"),
         (["evaluate", "--predictions", "{faces}/toy.npz"], "lacks logits"),
+        (["evaluate", "--predictions", "{faces}/toy.npz", "--flip-tta"], "--flip-tta: says how faces are predicted"),
+        (["evaluate", "--ckpt", "{ckpt}", "select", "none"], "--ckpt: stands before select"),
+        (["evaluate", "--ckpt", "{ckpt}", "--npz", "{faces}/toy.npz", "--image-root", "."], "give --csv with it"),
+        (["predict", "--ckpt", "{ckpt}", "{faces}/tree", "--image-root", "."], "give a CSV list with it"),
         (["predict", "--ckpt", "{ckpt}", "none.png"], "none.png: no such image"),
         (["predict", "--ckpt", "{ckpt}", "{faces}/tree", "--out", "x.txt"], "must end in .csv or .json"),
         (["export", "none", "--onnx", "x.onnx"], "no such student"),
