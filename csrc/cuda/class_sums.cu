@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kGeneralThreads) class_sums_general(const __gr
   A* scales = acc + args.classes * kTile;          // [32] 1 / norm
   A* squares = scales + 32;                        // [32] squared norm of the normalised row
   int* classes = reinterpret_cast<int*>(squares + 32);
-  for (int i = int(threadIdx.x); i < args.classes * kTile; i += kGeneralThreads) acc[i] = 0;
+  for (int c = 0; threadIdx.x < kTile && c < args.classes; ++c) acc[c * kTile + threadIdx.x] = 0;  // its own column
   int column = int(blockIdx.x) * kTile + int(threadIdx.x);
   bool mine = threadIdx.x < kTile && column < args.dim;
   int count = 0;

@@ -4,7 +4,6 @@
 #include <c10/cuda/CUDAStream.h>
 #include <torch/extension.h>
 
-#include <limits>
 #include <optional>
 #include <tuple>
 
@@ -30,7 +29,12 @@ Type type_of(const at::Tensor& t, const char* name) {
   }
 }
 
-Tensor reference(const at::Tensor& t, const char* name) { return {t.data_ptr(), type_of(t, name)}; }
+// Stands for an empty tensor, which has no address: null means absent. No kernel reads or writes it.
+alignas(16) unsigned char nothing[16];
+
+Tensor reference(const at::Tensor& t, const char* name) {
+  return {t.numel() ? t.data_ptr() : nothing, type_of(t, name)};
+}
 
 // Collects a call's arguments as contiguous tensors of one device, and keeps them alive until the launch.
 class Inputs {
@@ -45,7 +49,8 @@ class Inputs {
   const int64_t* indices(const Optional& t, int64_t rows, const char* name) {
     if (!t.has_value()) return nullptr;
     TORCH_CHECK_TYPE(t->scalar_type() == at::kLong, name, ": wanted int64 class indices, got ", t->scalar_type());
-    return keep(*t, {rows}, name).const_data_ptr<int64_t>();
+    const at::Tensor& kept = keep(*t, {rows}, name);
+    return rows ? kept.const_data_ptr<int64_t>() : reinterpret_cast<const int64_t*>(nothing);
   }
 
  private:
@@ -69,16 +74,6 @@ void check_sizes(int64_t dim, int64_t classes, int64_t prototypes) {
 
 at::Tensor allocate(size_t bytes, at::Device device) {
   return at::empty({int64_t(bytes)}, at::TensorOptions().dtype(at::kByte).device(device));
-}
-
-// Means over no rows: NaN for every term that is on, as PyTorch has it; D-Geo sums over no classes.
-void fill_empty(at::Tensor& terms, const ObjectiveArgs& args) {
-  double nan = std::numeric_limits<double>::quiet_NaN();
-  terms.zero_();
-  if (args.logits.data || args.prototype_count) terms[0].fill_(nan);
-  if (args.logits.data) terms[1].fill_(nan);
-  if (args.teacher_logits.data) terms[2].fill_(nan);
-  if (args.prototype_count) terms[3].fill_(nan);
 }
 
 std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
@@ -160,13 +155,9 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   if (want_features_grad) args.grad_features = reference(grad_features, "features");
   if (want_logits_grad) args.grad_logits = reference(grad_logits, "logits");
 
-  if (rows == 0) {
-    fill_empty(terms, args);
-  } else {
-    at::Tensor workspace = allocate(objective_workspace(args), first.device());
-    args.workspace = workspace.data_ptr();
-    C10_CUDA_CHECK(launch_objective(args, c10::cuda::getCurrentCUDAStream()));
-  }
+  at::Tensor workspace = allocate(objective_workspace(args), first.device());
+  args.workspace = workspace.data_ptr();
+  C10_CUDA_CHECK(launch_objective(args, c10::cuda::getCurrentCUDAStream()));
   if (want_features_grad && exact) grad_features = grad_features.to(features->scalar_type());
   return {terms, grad_features, grad_logits};
 }
@@ -186,7 +177,6 @@ at::Tensor geo_sums(const at::Tensor& features, const at::Tensor& labels, int64_
   bool exact = features.scalar_type() == at::kDouble;
   at::Tensor sums = at::empty({num_classes, dim + 2}, features.options().dtype(exact ? at::kDouble : at::kFloat));
   args.terms = reference(sums, "sums");
-  if (rows == 0) return sums.zero_();
   at::Tensor workspace = allocate(geo_sums_workspace(args), features.device());
   args.workspace = workspace.data_ptr();
   C10_CUDA_CHECK(launch_geo_sums(args, c10::cuda::getCurrentCUDAStream()));

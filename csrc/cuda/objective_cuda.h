@@ -74,7 +74,8 @@ struct ObjectiveArgs {
 // Bytes of args.workspace; 0 where one launch does it all. Reads everything of args but workspace.
 size_t objective_workspace(const ObjectiveArgs& args);
 
-// Values and gradients of the objective. rows >= 1.
+// Values and gradients of the objective. A mean over no rows is NaN, as PyTorch has it; `data` is null only where the
+// caller gave no tensor, not where it is empty.
 cudaError_t launch_objective(const ObjectiveArgs& args, cudaStream_t stream);
 
 // [C, D+2]: per class the sum of the normalised rows, their number, the sum of their squared norms. Reads of args:

@@ -31,6 +31,7 @@ def twice(checked_emulator):
         (OVERLAP, 70, {"dtype": torch.bfloat16}),
         (OVERLAP, 37, {"dtype": torch.float16, "prior_rows": True, "classes": 5}),
         (OVERLAP, 21, {"dim": 72, "dtype": torch.bfloat16}),
+        (OVERLAP, 0, {"dim": 72}),
         (OVERLAP, 13, {"dim": 65, "classes": 40, "prototypes": 40, "dtype": torch.float64}),
         (NO_OVERLAP, 300, {"dtype": torch.bfloat16}),
     ],

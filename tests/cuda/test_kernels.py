@@ -203,6 +203,20 @@ class TestEdges:
         assert grads == [None, None]
         assert torch.equal(terms, emulator.objective(**case)[0])
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+    def test_no_rows(self, emulator, machine, dtype):
+        machine = dict(machine)
+        case = make(0, machine.pop("dim", 256), dtype=dtype)
+        check(emulator, case, machine=machine)
+        alone = {name: case[name] for name in ("features", "labels", "geo_weight")}
+        assert (emulator.objective(**alone)[0] == 0).all()
+        sums = emulator.geo_sums(case["features"], case["labels"], 8)
+        assert (sums == 0).all()
+        # Where the other ranks of a global batch have rows, D-Geo is theirs.
+        sums[:2, 0], sums[:2, -2:] = torch.tensor([1.0, 1.5]), torch.tensor([[1.0, 1.0], [2.0, 2.0]])
+        terms = emulator.objective(**alone, class_sums=sums)[0]
+        torch.testing.assert_close(terms[5].double(), torch.tensor(1.5, dtype=torch.float64))
+
     def test_zero_rows(self, emulator, machine):
         got = self.run(emulator, machine, lambda case: case["features"][3:5].zero_())
         assert (got[1][3:5] == 0).all()

@@ -14,6 +14,7 @@ import torch
 HERE = Path(__file__).parent
 CSRC = Path(__file__).resolve().parents[3] / "csrc"
 TYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.float64: 4}
+NOTHING = torch.empty(1)
 GUARD = 64  # bytes of a fixed pattern around everything that kernels write
 
 
@@ -43,7 +44,12 @@ def describe(tensor):
     if tensor is None:
         return Tensor(None, 0)
     assert tensor.is_contiguous()
-    return Tensor(tensor.data_ptr(), TYPES[tensor.dtype])
+    return Tensor(address(tensor), TYPES[tensor.dtype])
+
+
+def address(tensor):
+    """Where a tensor lies; null only where there is none, as in csrc/cuda/objective.cpp."""
+    return None if tensor is None else tensor.data_ptr() or NOTHING.data_ptr()
 
 
 class Guarded:
@@ -101,8 +107,8 @@ class Emulator:
             logits=describe(logits),
             teacher_logits=describe(teacher_logits),
             target_distribution=describe(target if soft else None),
-            target=None if soft or target is None else target.data_ptr(),
-            labels=None if labels is None or geo_weight is None else labels.data_ptr(),
+            target=address(None if soft else target),
+            labels=address(None if geo_weight is None else labels),
             prototypes=describe(prototypes),
             prior=describe(prior),
             class_weight=describe(class_weight),
@@ -145,7 +151,7 @@ class Emulator:
             dim=features.shape[1],
             classes=num_classes,
             features=describe(features),
-            labels=labels.data_ptr(),
+            labels=address(labels),
             terms=describe(out.tensor),
         )
         inputs = {"features": features, "labels": labels}
