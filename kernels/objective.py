@@ -233,7 +233,9 @@ def objective_fwd(
     one_program = B <= SMALL_BATCH
     new = functools.partial(torch.empty, device=device)
     terms = new(6, dtype=torch.float32)
-    grad_x = new(features.shape, dtype=features.dtype) if want_x else new(0, dtype=first.dtype)
+    # No kernel reads features that only cross entropy and KD come with: their gradient is 0.
+    new_x = new if has_proto or has_geo else functools.partial(torch.zeros, device=device)
+    grad_x = new_x(features.shape, dtype=features.dtype) if want_x else new(0, dtype=first.dtype)
     grad_z = new(logits.shape, dtype=logits.dtype) if want_z else new(0, dtype=first.dtype)
     partials = 0 if one_program or not own_sums else p["partials"]
     workspace_ = new(workspace_size(C, D, K, p["programs"], partials), dtype=torch.float32)

@@ -98,6 +98,8 @@ CASES = {
     "no logits": dict(without=("logits", "target", "teacher_logits", "class_weight"), B=300),
     "Proto-KD alone": dict(without=("logits", "target", "teacher_logits", "class_weight", "labels")),
     "D-Geo alone": dict(without=("logits", "target", "teacher_logits", "class_weight", "prototypes", "prior"), B=280),
+    "features without a use": dict(without=("prototypes", "prior", "labels")),
+    "features without a use, three launches": dict(without=("prototypes", "prior", "labels"), B=280),
     "logits alone": dict(without=("features", "prototypes", "prior", "labels"), B=280),
     "odd sizes": dict(B=290, C=5, D=100, K=7),
     "smallest sizes": dict(B=5, C=3, D=3, K=2),

@@ -18,6 +18,7 @@ import triton.language as tl
 from ngd_fast.kernels import objective
 
 torch.set_num_threads(1)
+torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN: what a kernel does not write shows
 
 
 @triton.jit
