@@ -23,6 +23,8 @@ def run(*command, cwd=None, env=None, check=True):
 
 @pytest.fixture(scope="module")
 def sdist(repository, tmp_path_factory):
+    if not (repository / ".git").exists():
+        pytest.skip("no checkout: only git knows what belongs to the sources")
     folder = tmp_path_factory.mktemp("sdist")
     copy = folder / "tree"
     tracked = run("git", "ls-files", "-z", cwd=repository).stdout.split("\0")
@@ -116,6 +118,12 @@ def fake_torch(folder, *, cuda=None, cuda_home=None, version="2.11.0"):
     (folder / "torch" / "utils" / "__init__.py").write_text("")
     (folder / "torch" / "utils" / "cpp_extension.py").write_text(f"CUDA_HOME = {cuda_home and str(cuda_home)!r}\n")
     return {"PYTHONPATH": str(folder)}
+
+
+def test_an_existing_environment_keeps_the_packages_it_has(repository, tmp_path):
+    commands = run("make", "-n", "demo", f"VENV={tmp_path}", cwd=repository).stdout
+    assert "pip install" in commands
+    assert "--upgrade" not in commands
 
 
 def test_building_without_torch_is_one_clear_line(repository, tmp_path):
