@@ -78,6 +78,9 @@ def read_csv(path: Path, class_map, image_root) -> dict:
     subject_column = find_column(header, SUBJECT_COLUMNS)
     dist_columns = [find_column(header, (name,)) for name in CLASS_NAMES]
     soft = None not in dist_columns
+    if not soft and name_column is None and id_column is None:
+        say(f"{path}: has no labels; a column of them is called one of {', '.join(NAME_COLUMNS + ID_COLUMNS)}, "
+            f"its header is {','.join(header)}")  # fmt: skip
     label_map = label_map_for(path, class_map)
 
     root = path.parent if image_root is None else image_root

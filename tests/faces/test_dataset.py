@@ -236,6 +236,13 @@ def test_csv_with_paths_of_windows(tmp_path):
     assert faces.paths == [str(tmp_path / "a" / "b.png"), str(tmp_path / "a\\c.png")]
 
 
+def test_csv_without_labels_says_so(tmp_path, capsys):
+    _write_images(tmp_path, ["a.png"])
+    faces = Faces.load(_csv(tmp_path / "l.csv", "path,emotion", ["a.png,fear"]))
+    assert faces.labels.tolist() == [-1]
+    assert "l.csv: has no labels; a column of them is called one of label_name, " in capsys.readouterr().err
+
+
 def test_csv_without_a_header(tmp_path):
     (tmp_path / "list.csv").write_text("")
     with pytest.raises(UserError, match=r"list\.csv: has no header"):
