@@ -72,6 +72,11 @@ void check_sizes(int64_t dim, int64_t classes, int64_t prototypes) {
   TORCH_CHECK_VALUE(prototypes <= 256, "prototypes: wanted at most 256, got ", prototypes);
 }
 
+// The dispatcher comes here for any tensor on a GPU; the others need not be there.
+void check_cuda(const at::Tensor& t, const char* name) {
+  TORCH_CHECK_VALUE(t.is_cuda(), name, ": wanted a tensor on a GPU as the others, got one on ", t.device());
+}
+
 at::Tensor allocate(size_t bytes, at::Device device) {
   return at::empty({int64_t(bytes)}, at::TensorOptions().dtype(at::kByte).device(device));
 }
@@ -97,6 +102,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   int64_t count = prototypes.has_value() ? prototypes->size(0) : 0;
   check_sizes(dim, num_classes, count);
   TORCH_CHECK_VALUE(!prototypes.has_value() || count >= 1, "prototypes: wanted at least one");
+  check_cuda(first, features.has_value() ? "features" : "logits");
   c10::cuda::CUDAGuard guard(first.device());
 
   // float64 anywhere: all in float64; the general path then wants the features so too.
@@ -165,6 +171,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
 at::Tensor geo_sums(const at::Tensor& features, const at::Tensor& labels, int64_t num_classes) {
   TORCH_CHECK_VALUE(features.dim() == 2, "features: wanted two dimensions, got shape ", features.sizes());
   check_sizes(features.size(1), num_classes, 0);
+  check_cuda(features, "features");
   c10::cuda::CUDAGuard guard(features.device());
   int64_t rows = features.size(0), dim = features.size(1);
   Inputs inputs(features.device());
@@ -184,6 +191,7 @@ at::Tensor geo_sums(const at::Tensor& features, const at::Tensor& labels, int64_
 }
 
 void scale_(at::Tensor& gradient, const at::Tensor& factor) {
+  check_cuda(gradient, "gradient");
   TORCH_CHECK_VALUE(gradient.is_contiguous(), "gradient: wanted a contiguous tensor");
   TORCH_CHECK_VALUE(factor.numel() == 1 && factor.device() == gradient.device(), "factor: wanted one number on ",
                     gradient.device(), ", got shape ", factor.sizes(), " on ", factor.device());
