@@ -94,7 +94,7 @@ class NGDObjective(nn.Module):
         ``functional.ngd_objective``.
         """
         if isinstance(ramp, Tensor):
-            checks.floating("ramp", ramp, ())
+            checks.floating("ramp", ramp, (), device=getattr(logits, "device", None))
         else:
             checks.scalars(ramp=ramp)
         return functional.ngd_objective(

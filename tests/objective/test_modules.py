@@ -49,7 +49,13 @@ def test_module_without_a_bank():
 
 
 @pytest.mark.parametrize(
-    ("ramp", "error"), [("0.5", TypeError), (float("nan"), ValueError), (torch.ones(1), ValueError)]
+    ("ramp", "error"),
+    [
+        ("0.5", TypeError),
+        (float("nan"), ValueError),
+        (torch.ones(1), ValueError),
+        (torch.ones((), device="meta"), ValueError),
+    ],
 )
 def test_a_bad_ramp_is_named(ramp, error):
     case = cases.make(6, 16)
