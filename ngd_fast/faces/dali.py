@@ -37,9 +37,9 @@ class DaliFeed(Feed):
         super().__init__(faces, **options)
         try:
             import nvidia.dali  # noqa: F401 (tells at once that it is missing)
-        except ImportError:
+        except ImportError as error:
             raise UserError(
-                "the DALI feed needs nvidia-dali: pip install 'ngd-fast[dali-cuda13]' (or dali-cuda12)"
+                f"the DALI feed needs nvidia-dali ({error}): pip install 'ngd-fast[dali-cuda13]' (or dali-cuda12)"
             ) from None
         self._on_gpu = self.device.type == "cuda"
         self._pool = None if self.source.in_memory else ThreadPoolExecutor(max(1, self.num_workers), "ngd-read")

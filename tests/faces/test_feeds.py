@@ -272,7 +272,7 @@ def test_dali_fault_without_a_culprit_is_one_line(faces, monkeypatch):
 
 def test_missing_dali_names_the_extra(faces, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "nvidia.dali", None)
-    with pytest.raises(UserError, match=r"ngd-fast\[dali-cuda13\]"):
+    with pytest.raises(UserError, match=r"needs nvidia-dali \(import of nvidia.*\): .*ngd-fast\[dali-cuda13\]"):
         make_feed(faces, kind="dali", batch_size=4, image_size=8, train=True, seed=0)
 
 
