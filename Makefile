@@ -2,6 +2,7 @@
 # make test       set everything up (once) and run the tests
 # make lint       ruff
 # make gpu-check  on a GPU machine: build there, run every GPU test and the benches, print a table
+# make clean      remove what was built; the next make builds it again
 #
 # PYTHON  interpreter the virtual environment is made from
 # VENV    the environment; name an existing one (VENV=/path) to use it, for example one that holds a CUDA PyTorch
@@ -49,4 +50,4 @@ $(VENV)/.ngd_fast-test: $(VENV)/.ngd_fast-demo
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info ngd_fast/*.so ngd_fast/_build_info.py
+	rm -rf build dist *.egg-info ngd_fast/*.so ngd_fast/_build_info.py $(VENV)/.ngd_fast-demo $(VENV)/.ngd_fast-test

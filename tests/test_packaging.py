@@ -126,6 +126,11 @@ def test_an_existing_environment_keeps_the_packages_it_has(repository, tmp_path)
     assert "--upgrade" not in commands
 
 
+def test_what_clean_removes_is_built_again(repository, tmp_path):
+    commands = run("make", "-n", "clean", f"VENV={tmp_path}", cwd=repository).stdout
+    assert {"ngd_fast/*.so", f"{tmp_path}/.ngd_fast-demo", f"{tmp_path}/.ngd_fast-test"} <= set(commands.split())
+
+
 def test_building_without_torch_is_one_clear_line(repository, tmp_path):
     (tmp_path / "torch.py").write_text("raise ImportError('not here')\n")
     env = {"PYTHONPATH": str(tmp_path)}
