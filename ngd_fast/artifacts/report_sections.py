@@ -23,6 +23,7 @@ from ngd_fast.evaluation.latex import (
     columns_of,
     p_value,
     percent,
+    seeds_text,
     switches_of,
 )
 from ngd_fast.evaluation.metrics import classes_of
@@ -79,7 +80,7 @@ def _metrics_table(rows: Sequence[Mapping], caption: str, baseline: str | None =
     lines = []
     for row in rows:
         cells = [f"<b>{escape(row['variant'])}</b>", *("●" if row["switches"].get(s) else "" for s in switches)]
-        cells.append(str(len(row["seeds"])))
+        cells.append(seeds_text(row))
         cells += [_cell(row[n], len(rows) > 1 and row[n]["mean"] == best_of(rows, n)) for n in names]
         if paired:
             versus = row.get("versus_baseline", {}).get("macro_f1")
@@ -103,9 +104,9 @@ def summary(report: Report) -> str:
     made = ablation_table(results)
     text = (
         "<p>8-way metrics on the validation split, on which the best epoch was chosen. ± is the standard deviation "
-        "over seeds; brackets are 95 % intervals of a stratified bootstrap (1,000 resamples of the rows). Differences "
-        "are paired on the same resampled rows; p is two-sided and not corrected for several comparisons. Green: "
-        "best.</p>"
+        "over seeds; brackets are 95 % intervals of a stratified bootstrap of the rows. Differences are paired on "
+        f"{made['resamples']:,} resamples of the rows, the seeds held fixed; p is two-sided and not corrected for "
+        "several comparisons. Green: best.</p>"
     )
     text += _metrics_table(made["rows"], f"{made['dataset']}, n = {made['n']}", made["baseline"])
     return text + _pairwise(report)

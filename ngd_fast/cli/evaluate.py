@@ -220,6 +220,7 @@ def print_summary(made: dict) -> None:
         head = ["variant", "seeds", *(TITLES[name] for name in names)]
         head += [f"macro-F1 vs {made['baseline']}", "p"] if paired else []
         title = f"{made['kind']}: {block['dataset']}, {PROTOCOL_TITLES[block['protocol']]}, n={block['n']}, in %"
+        title += ", best epochs by validation"
         print_table(head, rows, title=title)
 
 

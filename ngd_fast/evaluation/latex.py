@@ -106,15 +106,23 @@ def _metric_cells(row: Mapping, rows: Sequence[Mapping], names: Sequence[str]) -
     return [_cell(row[name], len(rows) > 1 and row[name]["mean"] == best_of(rows, name)) for name in names]
 
 
+def seeds_text(row: Mapping) -> str:
+    """ "1, 2, 3": the seeds behind a row; "-" for one that is not known."""
+    return ", ".join("-" if seed is None else str(seed) for seed in row["seeds"])
+
+
 def _spread_note(rows: Sequence[Mapping]) -> str:
-    seeds = sorted({len(row["seeds"]) for row in rows})
+    several = [row for row in rows if len(row["seeds"]) > 1]
+    single = [row for row in rows if "ci" in row["accuracy"]]
     notes = []
-    if seeds[-1] > 1:
-        several = [count for count in seeds if count > 1]
-        count = str(several[0]) if len(several) == 1 else f"{several[0]} to {several[-1]}"
-        notes.append(f"$\\pm$: mean and standard deviation over {count} seeds.")
-    if seeds[0] == 1:
-        notes.append("Brackets: one seed and its 95\\% stratified bootstrap interval.")
+    if several:
+        found, counts = {seeds_text(row) for row in several}, sorted({len(row["seeds"]) for row in several})
+        seeds = f"seeds {found.pop()}" if len(found) == 1 else f"{' to '.join(map(str, counts))} seeds"
+        notes.append(f"$\\pm$: mean and standard deviation over {seeds}.")
+    if single:
+        found = {seeds_text(row) for row in single}
+        seed = f"seed {found.pop()}" if len(found) == 1 and found != {"-"} else "one seed"
+        notes.append(f"Brackets: {seed} and its 95\\% stratified bootstrap interval.")
     return " ".join(notes)
 
 
@@ -156,13 +164,14 @@ def _ablation(table: Mapping) -> str:
             cells += _difference_cells(row.get("versus_baseline"))
         body.append(_line(cells))
     caption = (
-        f"Ablation on {escape(table['dataset'])} ({PROTOCOL_TITLES[table['protocol']]}, $n={table['n']}$), in \\%. "
-        + _spread_note(rows)
+        f"Ablation on {escape(table['dataset'])} ({PROTOCOL_TITLES[table['protocol']]}, $n={table['n']}$), in \\%, "
+        f"each run at its best epoch on these rows. {_spread_note(rows)}"
     )
     if paired:
         caption += (
             f" $\\Delta$F1: difference of macro-F1 to {escape(table['baseline'])} with its 95\\% interval from a "
-            f"paired stratified bootstrap of {table['resamples']} resamples; $p$ two-sided, uncorrected."
+            f"paired stratified bootstrap ({table['resamples']} resamples of the rows, the seeds held fixed); $p$ "
+            "two-sided, uncorrected."
         )
     columns = "l" + "c" * len(switches) + "r" * (len(head) - 1 - len(switches))
     return _table(body, columns=columns, caption=caption, label="tab:ablation_lite")
@@ -189,6 +198,7 @@ def _xval(table: Mapping) -> str:
         body += [_line([escape(row["variant"]), *_metric_cells(row, block["rows"], names)]) for row in block["rows"]]
     caption = (
         "Evaluation within and across datasets, in \\%. 8-way: all classes can be predicted; present-only: predictions "
-        f"restricted to the classes that the dataset has. {_spread_note(every)}"
+        "restricted to the classes that the dataset has. Students are those of their best epoch on validation, not of "
+        f"the last. {_spread_note(every)}"
     )
     return _table(body, columns="l" + "r" * len(names), caption=caption, label="tab:xval_main")

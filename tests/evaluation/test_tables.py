@@ -68,6 +68,18 @@ def test_every_number_in_the_latex_comes_from_the_json(outs, tmp_path):
     assert again[3].read_text() == tex
 
 
+def test_captions_say_which_epoch_and_which_seeds(outs, tmp_path):
+    write_tables([outs], tmp_path)
+    ablation, xval = ((tmp_path / f"{name}.tex").read_text() for name in ("ablation_lite", "xval_main"))
+    assert "each run at its best epoch on these rows. $\\pm$: mean and standard deviation over seeds 1, 2." in ablation
+    assert "resamples of the rows, the seeds held fixed" in ablation
+    assert "best epoch on validation, not of the last. $\\pm$: mean and standard deviation over seeds 1, 2." in xval
+    assert "Brackets: seed 1 and its 95" in xval
+    table = read_json(tmp_path / "ablation_lite.json")
+    table["rows"][0]["seeds"] = [1, 2, 3]
+    assert "over 2 to 3 seeds" in render(table)
+
+
 @pytest.mark.parametrize("columns", ["onecolumn", "twocolumn"])
 def test_latex_compiles(outs, tmp_path, columns):
     engine = next((e for e in ("pdflatex", "tectonic", "lualatex", "xelatex") if shutil.which(e)), None)
