@@ -139,14 +139,17 @@ def folder(source, name, split, size, grey, skip_bad, image_root, class_map, out
 def check(files, image_root, class_map):
     """Read FILES (NPZ, CSV or folders) as training would; print classes, duplicates, an NPZ's sizes and grey values.
 
-    Duplicates are faces with the same pixels, or image files with the same content, as one before them.
+    Duplicates are faces with the same pixels, or image files with the same content, as one before them. Image files
+    are decoded; those that cannot be are counted and left out.
     """
     import numpy as np
 
     from ngd_fast.faces.dataset import Faces
+    from ngd_fast.faces.pixels import drop_unreadable
     from ngd_fast.faces.writing import print_counts
 
-    loaded = {str(path): Faces.load(path, class_map=class_map, image_root=image_root) for path in files}
+    load = lambda path: Faces.load(path, class_map=class_map, image_root=image_root)  # noqa: E731
+    loaded = {str(path): drop_unreadable(load(path)) for path in files}
     rows = []
     seen: dict[bytes, str] = {}
     for name, faces in loaded.items():

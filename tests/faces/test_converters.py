@@ -85,11 +85,13 @@ def test_the_same_file_in_two_folders_is_found(tmp_path, capsys):
     for name in ("train/happy/a.png", "train/happy/b.png", "train/fear/c.png", "test/happy/d.png", "test/sad/e.png"):
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(np.full((8, 8), ord(name[-5]) % 3, np.uint8)).save(tmp_path / name)
+    (tmp_path / "test/sad/f.png").write_bytes(b"no image")
     with pytest.raises(SystemExit) as stop:
         main(["data", "check", str(tmp_path / "train"), str(tmp_path / "test")])
     assert stop.value.code == 0
-    shown = capsys.readouterr().out
-    assert "0 inside, 0 across" in shown and "0 inside, 2 across" in shown
+    shown = capsys.readouterr()
+    assert "0 inside, 0 across" in shown.out and "0 inside, 2 across" in shown.out
+    assert "left out 1 unreadable images, first " in shown.err and "f.png" in shown.err
 
 
 def test_hidden_files_of_macos_are_no_part_of_ckplus(tmp_path):
