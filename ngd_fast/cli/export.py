@@ -1,5 +1,7 @@
 """``ngd-fast export``."""
 
+from pathlib import Path
+
 import click
 
 from ngd_fast.cli.checkpoints import Checkpoint
@@ -27,6 +29,8 @@ def command(run, onnx, torch_export, model_card, half, opset, img_size, others):
     """
     if not (onnx or torch_export or model_card):
         raise UserError("nothing to write: give --onnx, --torch-export or --model-card")
+    if model_card:
+        _write_card(Path(run), others, model_card)
     if onnx or torch_export:
         from ngd_fast.artifacts.export import export_onnx, export_torch
 
@@ -41,17 +45,16 @@ def command(run, onnx, torch_export, model_card, half, opset, img_size, others):
                     options["info"] = {"weights_sha256": student.sha256, "run": student.run}
                 difference = export(student.module, student.meta, path, half=half, **options)
                 say(f"wrote {path}; it differs from PyTorch in float32 by at most {difference:.1e}")
-    if model_card:
-        _write_card(run, others, model_card)
 
 
-def _write_card(run, others, path):
+def _write_card(run: Path, others, path):
     from ngd_fast.artifacts.files import write_text
     from ngd_fast.artifacts.model_card import model_card
     from ngd_fast.evaluation.results import load_results
 
-    own = [result for result in load_results([run]) if result.split == "valid"]
+    folder = run.parent if run.is_file() else run
+    own = [result for result in load_results([folder]) if result.split == "valid"]
     if len(own) != 1:
-        raise UserError(f"{run}: a model card needs one run's folder, this holds {len(own)}")
+        raise UserError(f"{folder}: a model card needs one run's folder, this holds {len(own)}")
     write_text(path, model_card(own[0], load_results(others) if others else []))
     say(f"wrote {path}")

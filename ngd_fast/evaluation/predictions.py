@@ -15,7 +15,8 @@ from ngd_fast.errors import UserError
 class Predictions:
     """Logits of N rows over C classes, with what is known about the rows. Checked when made.
 
-    Raises UserError for shapes that do not fit each other, labels outside [-1, C) and logits that are not finite.
+    Raises UserError for shapes that do not fit each other, labels that are no integers in [-1, C), a class name that
+    stands twice, and logits that are not finite.
     """
 
     logits: np.ndarray
@@ -37,6 +38,9 @@ class Predictions:
 
     def __post_init__(self):
         set_field = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
+        labels = np.asarray(self.labels)
+        if labels.size and labels.dtype.kind not in "iu":
+            raise UserError(f"predictions: labels must be integers, are {labels.dtype}")
         set_field("logits", np.ascontiguousarray(self.logits, dtype=np.float32))
         set_field("labels", np.ascontiguousarray(self.labels, dtype=np.int64))
         set_field("names", [str(name) for name in self.names])
@@ -52,6 +56,8 @@ class Predictions:
                 f"predictions: logits must be [N, {len(self.class_names)}] (one column a class), "
                 f"are {list(self.logits.shape)}"
             )
+        if len(set(self.class_names)) < len(self.class_names):
+            raise UserError(f"predictions: a class name stands twice in {', '.join(self.class_names)}")
         rows, classes = self.logits.shape
         wanted = {"labels": (rows,), "label_dist": (rows, classes)}
         for name, shape in wanted.items():

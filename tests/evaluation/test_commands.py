@@ -269,6 +269,13 @@ def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
     assert card.count("| B2_seed1 |") == 1, "both protocols are one where every class is present"
 
 
+def test_a_model_card_from_the_file_of_weights(run, tmp_path):
+    (run / "student_best.safetensors").write_bytes(b"weights")
+    for name, path in (("folder", run), ("file", run / "student_best.safetensors")):
+        assert call("export", path, "--model-card", tmp_path / f"{name}.md") == 0
+    assert (tmp_path / "file.md").read_text() == (tmp_path / "folder.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -42,6 +42,8 @@ GOOD = {
         ({"logits": np.zeros((3, 5))}, r"logits must be \[N, 2\]"),
         ({"labels": [0, 1]}, r"labels must be \[3\]"),
         ({"labels": [0, 1, 2]}, "row 2 has label 2"),
+        ({"labels": [0.0, 0.9, 1.0]}, "labels must be integers, are float64"),
+        ({"class_names": ("a", "a")}, "a class name stands twice"),
         ({"names": ["x"]}, "1 names for 3 rows"),
         ({"features": np.zeros((2, 4))}, r"features must be \[3, D\]"),
         ({"logits": [[0, 0], [0, np.inf], [0, 0]]}, r"the first is row 1 \(y\)"),
