@@ -101,6 +101,10 @@ def objective(
     if group is not None and labels is not None:
         class_sums = _global_sums(geo_sums, features, labels, num_classes, group)
         geo_grad_scale = float(dist.get_world_size(group))
+    if isinstance(geo_weight, float) and torch.compiler.is_compiling():
+        # As a number it would be compiled in, and each epoch of a ramp would compile again, up to Dynamo's limit.
+        first = features if features is not None else logits
+        geo_weight = geo_weight * first.new_ones((), dtype=torch.float64)  # torch.full would compile it in too
     is_tensor = isinstance(geo_weight, Tensor)
     return op(
         features,

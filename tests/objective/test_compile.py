@@ -95,6 +95,19 @@ def test_a_compiled_step_with_a_network(backend):
         assert all(relative(a, b) <= 1e-5 for a, b in zip(actual, expected))
 
 
+@pytest.mark.parametrize("backend", ["reference", *BACKENDS])
+def test_a_ramp_of_numbers_compiles_at_most_twice(backend):
+    """Each new number must not compile again: fullgraph=True raises at Dynamo's limit of 8."""
+    torch._dynamo.reset()
+    case = make(9, 16)
+    compiled = torch.compile(functional.ngd_objective, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for epoch in range(1, 5):
+            case["geo_weight"] = 0.1 * epoch
+            actual, expected = run(case, backend, compiled=compiled), run(case, backend)
+            assert all(relative(a, b) <= 1e-6 for a, b in zip(actual, expected))
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("backend", ["reference", "triton", "cuda"])
 def test_cuda_graph(backend):
