@@ -1,6 +1,6 @@
 """The sections of the report, each as HTML; a section without anything to show is empty."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
@@ -141,29 +141,31 @@ def training(report: Report) -> str:
             logs[variant] = [epochs for epochs in found if epochs]
     if not logs:
         return ""
+    ramp = _agreed(report, _ramp)
     content = report.figure(
         "timeline",
-        timeline_figure(logs),
+        timeline_figure(logs, ramp),
         "Training loss and validation metrics over epochs: thick lines are means over seeds, thin lines the seeds. The "
         "shaded window is where the weight of D-Geo rises from 0 to its full value.",
     )
-    terms = report.figure("terms", terms_figure(logs), "The terms of the objective, unweighted, over epochs.")
+    terms = report.figure("terms", terms_figure(logs, ramp), "The terms of the objective, unweighted, over epochs.")
+    settings = ("arch", "image_size", "epochs", "batch_size", "lr", "precision")
     rows = []
     for group in report.runs.values():
         for r in group:
-            train = r.data.get("train", {})
+            train, config = r.data.get("train", {}), r.data.get("config", {})
             rate, seconds = train.get("images_per_second"), train.get("seconds")
-            rows.append(
-                [
-                    escape(r.run),
-                    str(r.seed),
-                    str(r.data.get("best_epoch", "")),
-                    f"{rate:,.0f}" if rate else "",
-                    f"{seconds:,.0f}" if seconds else "",
-                ]
-            )
-    speed = html.table(["Run", "Seed", "Best epoch", "Images/s", "Seconds"], rows)
-    return content + terms + html.details("Runs: best epoch and speed", speed)
+            cells = [r.run, r.seed, *(config.get(name, "") for name in settings), r.data.get("best_epoch", "")]
+            cells += [f"{rate:,.0f}" if rate else "", f"{seconds:,.0f}" if seconds else ""]
+            rows.append([escape(str(cell)) for cell in cells])
+    head = ["Run", "Seed", "Network", "Pixels", "Epochs", "Batch", "Learning rate", "Precision"]
+    speed = html.table([*head, "Best epoch", "Images/s", "Seconds"], rows)
+    return content + terms + html.details("Runs: settings, best epoch and speed", speed)
+
+
+def _ramp(geo: Mapping) -> tuple[float, float] | None:
+    schedule = geo["schedule"]
+    return None if schedule["kind"] == "constant" else (schedule["start"], schedule["end"])
 
 
 def classes(report: Report) -> str:
@@ -234,12 +236,12 @@ def geometry(report: Report) -> str:
     predictions = _with_predictions(report, features=True)
     if not predictions:
         return ""
-    cap, margin = _geo_settings(report)
+    cap, margin = _agreed(report, lambda geo: (geo["var_cap"], geo["margin"])) or (None, None)
     content = report.figure(
         "geometry",
         geometry_figure(predictions, var_cap=cap, margin=margin),
         "Unit features of the validation rows (first seed): mean squared distance to the class mean, and distance of "
-        "each class mean to the nearest other one. D-Geo penalises variance above the cap (happiness and surprise) and "
+        "each class mean to the nearest other one. D-Geo penalizes variance above the cap (happiness and surprise) and "
         "distances below the margin.",
     )
     distances = report.figure(
@@ -248,15 +250,14 @@ def geometry(report: Report) -> str:
     return content + html.details("All distances between class means", distances)
 
 
-def _geo_settings(report: Report) -> tuple[float | None, float | None]:
-    """Cap and margin of D-Geo, as in the configuration of the run that has it on."""
+def _agreed(report: Report, read: Callable[[Mapping], tuple | None]) -> tuple | None:
+    """What ``read`` takes from D-Geo's settings, where all variants that have it on agree: a sweep's do not."""
+    found = set()
     for result in report.shown().values():
         path = result.folder / "config.yaml"
-        if not (result.fingerprint or {}).get("switches", {}).get("d_geo") or not path.exists():
-            continue
-        geo = ((yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("objective") or {}).get("geo") or {}
-        return geo.get("var_cap"), geo.get("margin")
-    return None, None
+        if (result.fingerprint or {}).get("switches", {}).get("d_geo") and path.exists():
+            found.add(read(yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]["geo"]))
+    return found.pop() if len(found) == 1 else None
 
 
 def features(report: Report) -> str:

@@ -12,6 +12,8 @@ from ngd_fast.errors import UserError
 PALETTE = ("#4d4d4d", "#0072B2", "#E69F00", "#009E73", "#CC79A7", "#D55E00", "#56B4E9", "#B8A900")
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*")
 LINES = ("-", "--", "-.", ":", (0, (5, 1)), (0, (3, 1, 1, 1)), (0, (1, 1)), (0, (7, 2)))
+WIDTH = 9.0
+"""Inches of a figure that spans a page: across a paper's two columns (7 inches) its letters still have 6 points."""
 SHADES = "Blues"
 """One hue whose lightness alone carries the value."""
 

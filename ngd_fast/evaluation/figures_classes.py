@@ -69,7 +69,7 @@ def reliability_figure(predictions: Mapping[str, Predictions], *, protocol: str 
     """Reliability diagrams {title: predictions}: accuracy over confidence in 15 bins, and the rows in each."""
     count = len(predictions)
     options = {"sharex": True, "sharey": "row", "height_ratios": (3, 1)}
-    with new_figure(max(2.6 * count, 3.4), 3.6, 2, count, **options) as (figure, axes):
+    with new_figure(max(2.2 * count, 3.4), 3.4, 2, count, **options) as (figure, axes):
         for k, (title, prediction) in enumerate(predictions.items()):
             scored = prepare(prediction.labels, prediction.logits, protocol)
             bins = calibration_bins(scored)

@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from ngd_fast.errors import UserError
-from ngd_fast.evaluation.figure_style import MARKERS, SHADES, color_of, new_figure
+from ngd_fast.evaluation.figure_style import MARKERS, SHADES, WIDTH, color_of, new_figure
 from ngd_fast.evaluation.predictions import Predictions
 
 
@@ -55,7 +55,7 @@ def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "t
     rows = sample_rows(first.labels, most, seed)
     names = first.class_names
     columns = len(predictions)
-    with new_figure(max(2.9 * columns, 4), 3.4, 1, columns) as (figure, (axes,)):
+    with new_figure(max(2.2 * columns, 4), 3.2, 1, columns) as (figure, (axes,)):
         for axis, (title, prediction) in zip(axes, predictions.items()):
             if prediction.features is None:
                 raise UserError(f"{title}: its predictions were saved without features, which an embedding needs")
@@ -72,8 +72,8 @@ def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "t
             axis.grid(False)
             axis.spines[:].set_visible(False)
         handles, labels = axes[0].get_legend_handles_labels()
-        # beside fewer than three plots there is no room for all names in one row
-        per_row = len(labels) if columns > 2 else -(-len(labels) // 2)
+        # beside fewer than four plots there is no room for all names in one row
+        per_row = len(labels) if columns > 3 else -(-len(labels) // 2)
         legend = figure.legend(handles, labels, loc="outside lower center", ncols=per_row)
         for handle in legend.legend_handles:
             handle.set_sizes([28])
@@ -109,7 +109,7 @@ def geometry_figure(
     """
     first = next(iter(predictions.values()))
     names = first.class_names
-    with new_figure(10.5, 3.4, 1, 2) as (figure, ((left, right),)):
+    with new_figure(WIDTH, 3.4, 1, 2) as (figure, ((left, right),)):
         for k, (label, prediction) in enumerate(predictions.items()):
             if prediction.features is None:
                 raise UserError(f"{label}: its predictions were saved without features, which class geometry needs")
@@ -124,7 +124,10 @@ def geometry_figure(
         ):
             if bound is not None:
                 axis.axhline(bound, color="#D55E00", ls="--", lw=1)
-                axis.annotate(f"{text} {bound:g}", (len(names) - 0.5, bound), ha="right", va="bottom", fontsize=7)
+                # beside the marks: among them it would cover some
+                axis.annotate(
+                    f"{text} {bound:g}", (1.01, bound), xycoords=axis.get_yaxis_transform(), va="center", fontsize=8
+                )
             axis.set_xticks(range(len(names)), names, rotation=30, ha="right", rotation_mode="anchor")
             axis.set(title=title, ylim=(0, 1.08 * max(axis.dataLim.y1, bound or 0)))
             axis.grid(axis="x", visible=False)
@@ -141,7 +144,7 @@ def distance_figure(predictions: Mapping[str, Predictions]):
             raise UserError(f"{title}: its predictions were saved without features, which class geometry needs")
         matrices[title] = class_geometry(prediction.features, prediction.labels, len(names))["distance"]
     top = max(np.nanmax(matrix) for matrix in matrices.values())
-    with new_figure(1.2 + 2.7 * len(matrices), 3.4, 1, len(matrices), sharey=True) as (figure, (axes,)):
+    with new_figure(1.2 + 1.95 * len(matrices), 3.2, 1, len(matrices), sharey=True) as (figure, (axes,)):
         for axis, (title, matrix) in zip(axes, matrices.items()):
             axis.grid(False)
             shown = np.where(np.eye(len(names), dtype=bool), np.nan, matrix)

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from ngd_fast.errors import UserError
-from ngd_fast.evaluation.figure_style import LINES, color_of, new_figure
+from ngd_fast.evaluation.figure_style import LINES, WIDTH, color_of, new_figure
 
 Epochs = Sequence[Mapping]
 TERMS = {
@@ -45,17 +45,6 @@ def value_of(epoch: Mapping, key: str) -> float:
     return float(value) if isinstance(value, (int, float)) else float("nan")
 
 
-def ramp_window(logs: Sequence[Epochs]) -> tuple[int, int] | None:
-    """First epoch after which D-Geo's weight rises and first epoch of its full weight; None where it never rises."""
-    for epochs in logs:
-        weights = np.array([value_of(epoch, "geo_weight") for epoch in epochs])
-        if len(weights) and np.nanmax(np.append(weights, -1)) > max(weights[0], 0):
-            start = int(np.flatnonzero(weights > weights[0])[0]) - 1
-            end = int(np.flatnonzero(weights >= np.nanmax(weights) * 0.995)[0])
-            return int(epochs[start]["epoch"]), int(epochs[end]["epoch"])
-    return None
-
-
 def _draw(axis, logs: Mapping[str, Sequence[Epochs]], key: str) -> bool:
     """One line a variant: the mean over its seeds, with the seeds as thin lines behind it. False: nothing to draw."""
     drawn = False
@@ -77,12 +66,15 @@ def _draw(axis, logs: Mapping[str, Sequence[Epochs]], key: str) -> bool:
     return drawn
 
 
-def _finish(figure, axes, logs) -> None:
-    window = ramp_window([run for runs in logs.values() for run in runs])
+def _finish(figure, axes, logs, ramp) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    last = max((epoch["epoch"] for runs in logs.values() for run in runs for epoch in run), default=0)
     for axis in axes:
         axis.set_xlabel("epoch")
-        if window:
-            axis.axvspan(*window, color="#009E73", alpha=0.10, lw=0, label="D-Geo ramp")
+        axis.xaxis.set_major_locator(MaxNLocator(integer=True))
+        if ramp and ramp[0] < min(ramp[1], last):
+            axis.axvspan(ramp[0], min(ramp[1], last), color="#009E73", alpha=0.10, lw=0, label="D-Geo ramp")
     handles = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
@@ -90,23 +82,23 @@ def _finish(figure, axes, logs) -> None:
     figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=min(6, len(handles)))
 
 
-def timeline_figure(logs: Mapping[str, Sequence[Epochs]]):
-    """Training loss, validation accuracy and macro-F1 over epochs; ``logs`` {variant: logs of its seeds}.
+def timeline_figure(logs: Mapping[str, Sequence[Epochs]], ramp: tuple[float, float] | None = None):
+    """Training loss, validation accuracy and macro-F1 over finished epochs; ``logs`` {variant: logs of its seeds}.
 
-    The shaded window is where D-Geo's weight rises from 0 to its full value.
+    Shaded is ``ramp``, the epochs between which D-Geo's weight rises from 0 to its full value, as far as training went.
     """
     panels = {"loss": "training loss", "valid.accuracy": "validation accuracy", "valid.macro_f1": "validation macro-F1"}
-    with new_figure(10.5, 3.3, 1, len(panels)) as (figure, (axes,)):
+    with new_figure(WIDTH, 3.0, 1, len(panels)) as (figure, (axes,)):
         for axis, (key, title) in zip(axes, panels.items()):
             if not (_draw(axis, logs, key) or _draw(axis, logs, key.replace("valid.", "valid.eight_way."))):
                 axis.text(0.5, 0.5, "not logged", transform=axis.transAxes, ha="center", color="#888888")
             axis.set_title(title)
-        _finish(figure, axes, logs)
+        _finish(figure, axes, logs, ramp)
     return figure
 
 
-def terms_figure(logs: Mapping[str, Sequence[Epochs]]):
-    """Each term of the objective (unweighted) over epochs, and the learning rate; only those that were logged."""
+def terms_figure(logs: Mapping[str, Sequence[Epochs]], ramp: tuple[float, float] | None = None):
+    """Each term of the objective (unweighted) and the learning rate, as far as logged; else as timeline_figure."""
     keys = {**TERMS, "geo_weight": "weight of D-Geo", "lr": "learning rate"}
     shown = {
         key: title
@@ -114,12 +106,12 @@ def terms_figure(logs: Mapping[str, Sequence[Epochs]]):
         if any(value_of(e, key) > 0 for runs in logs.values() for run in runs for e in run)
     }
     rows = max(1, -(-len(shown) // 3))
-    with new_figure(10.5, 0.5 + 2.5 * rows, rows, 3) as (figure, axes):
+    with new_figure(WIDTH, 0.5 + 2.2 * rows, rows, 3) as (figure, axes):
         axes = list(axes.flat)
         for axis, (key, title) in zip(axes, shown.items()):
             _draw(axis, logs, key)
             axis.set_title(title)
         for axis in axes[len(shown) :]:
             axis.remove()
-        _finish(figure, axes[: len(shown)], logs)
+        _finish(figure, axes[: len(shown)], logs, ramp)
     return figure

@@ -41,7 +41,8 @@ def write_run(folder, *, variant="B0", seed=1, signal=2.0, resamples=50):
         "valid": evaluate_predictions(predictions, bootstrap=resamples),
     }
     write_json(folder / "metrics.json", metrics)
-    write_text(folder / "config.yaml", f"variant: {variant}\nseed: {seed}\n")
+    geo = "{var_cap: 0.2, margin: 0.5, schedule: {kind: late_cosine, start: 1.0, end: 3.0}}"
+    write_text(folder / "config.yaml", f"name: {variant}\nseed: {seed}\nobjective:\n  geo: {geo}\n")
     epochs = [
         {
             "event": "epoch",

@@ -16,7 +16,7 @@ from ngd_fast.evaluation.figures_features import (
     geometry_figure,
     sample_rows,
 )
-from ngd_fast.evaluation.figures_training import ramp_window, read_log, terms_figure, timeline_figure
+from ngd_fast.evaluation.figures_training import read_log, terms_figure, timeline_figure
 from ngd_fast.evaluation.metrics import evaluate_predictions
 from ngd_fast.evaluation.predictions import Predictions
 
@@ -111,16 +111,25 @@ def test_feature_figures(make_predictions):
             draw({"B1": bare})
 
 
+def ramp_of(figure):
+    """The shaded epochs of a figure's first plot; None where nothing is shaded."""
+    patches = [p for p in figure.axes[0].patches if p.get_label() == "D-Geo ramp"]
+    return (patches[0].get_x(), patches[0].get_x() + patches[0].get_width()) if patches else None
+
+
 def test_timeline_marks_the_ramp(suite):
     logs = {v: [read_log(suite / f"{v}_seed{s}" / "log.jsonl") for s in (1, 2)] for v in ("B0", "B3")}
-    assert ramp_window(logs["B3"]) == (1, 3)
-    flat = [[{**e, "geo_weight": 0.0} for e in run] for run in logs["B0"]]
-    assert ramp_window(flat) is None
-    figure = timeline_figure(logs)
+    figure = timeline_figure(logs, (1, 3))
+    assert ramp_of(figure) == (1, 3)
     assert "D-Geo ramp" in texts(figure)
+    assert ramp_of(timeline_figure(logs, (3, 60))) == (3, 4), "as far as training went"
+    for none in (None, (20, 60), (4, 4)):
+        assert ramp_of(timeline_figure(logs, none)) is None
     lines = figure.axes[2].get_lines()
     assert max(line.get_ydata().max() for line in lines) == pytest.approx(0.6)
     assert "KD" not in texts(terms_figure(logs)), "terms that were not logged are not drawn"
+    short = {"B0": [run[:2] for run in logs["B0"]]}
+    assert all(tick == int(tick) for tick in timeline_figure(short).axes[0].get_xticks())
 
 
 def test_a_log_that_is_none(tmp_path):

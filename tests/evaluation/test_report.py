@@ -4,10 +4,13 @@ import shutil
 
 import pytest
 
+from ngd_fast.artifacts import report_sections
 from ngd_fast.artifacts.files import read_json, write_json
 from ngd_fast.artifacts.report import write_report
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.metrics import evaluate_predictions
+
+from .conftest import write_run
 
 pytest.importorskip("matplotlib")
 
@@ -68,6 +71,27 @@ def test_its_numbers_are_those_of_the_runs(report):
         block = read_json(report / "outs" / run / "metrics.json")["valid"]["eight_way"]
         assert re.search(rf"{100 * block['macro_f1']:.2f} <small>\[", text)
     assert "Reported with and without D-Geo (against B0)" in text
+
+
+def test_what_d_geo_was_given_is_shown_where_all_agree(suite, tmp_path, monkeypatch):
+    seen = {}
+    for name in ("timeline_figure", "geometry_figure"):
+        draw = getattr(report_sections, name)
+        monkeypatch.setattr(
+            report_sections,
+            name,
+            lambda *a, draw=draw, name=name, **o: seen.update({name: (*a[1:], o)}) or draw(*a, **o),
+        )
+    for variant in ("B0", "B3"):
+        shutil.copytree(suite / f"{variant}_seed1", tmp_path / variant)
+    write_report([tmp_path], tmp_path / "r.html", embedding="none")
+    assert seen == {"timeline_figure": ((1.0, 3.0), {}), "geometry_figure": ({"var_cap": 0.2, "margin": 0.5},)}
+    other = write_run(tmp_path / "B3_late", variant="B3_late")
+    fingerprint = read_json(other / "ablation_fingerprint.json")
+    write_json(other / "ablation_fingerprint.json", fingerprint | {"switches": {"d_geo": True}})
+    (other / "config.yaml").write_text((other / "config.yaml").read_text().replace("start: 1.0", "start: 2.0"))
+    write_report([tmp_path], tmp_path / "r.html", embedding="none")
+    assert seen["timeline_figure"] == (None, {}), "a sweep's ramps are several"
 
 
 def test_figures_and_tables_lie_beside_it(report):
