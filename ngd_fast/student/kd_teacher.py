@@ -1,6 +1,7 @@
 """The vision teacher's logits: computed on each view that the student sees, or once on two views of each face."""
 
 import hashlib
+import io
 from pathlib import Path
 from typing import Protocol
 
@@ -198,8 +199,10 @@ def cached_logits(
             batch.images = batch.images.flip(3)
             rows.append(torch.stack([plain, live(batch)]).half().cpu())
         feed.close()
-        with atomic_path(path) as temporary, open(temporary, "wb") as file:
-            np.save(file, torch.cat(rows, dim=1).numpy(), allow_pickle=False)
+        content = io.BytesIO()  # NumPy's own error for a full disk does not say what it is
+        np.save(content, torch.cat(rows, dim=1).numpy(), allow_pickle=False)
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(content.getvalue())
     try:
         table = np.load(path, mmap_mode="r", allow_pickle=False)
     except (ValueError, OSError, EOFError) as error:
