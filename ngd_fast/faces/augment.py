@@ -77,18 +77,22 @@ def _mix(x: np.ndarray) -> np.ndarray:
     return x ^ (x >> np.uint32(15))
 
 
-def random_bits(key: int, epoch: int, index: np.ndarray, draw: int) -> np.ndarray:
-    """uint32 [B]: draw number ``draw`` of the samples ``index`` in ``epoch``."""
+def random_bits(key: int, epoch: int, index: np.ndarray, draw: int | np.ndarray) -> np.ndarray:
+    """uint32 [B]: draw number ``draw`` of the samples ``index`` in ``epoch``; [D, B] for draws [D, 1]."""
     with np.errstate(over="ignore"):
         epoch_word = np.array([epoch & 0xFFFFFFFF], np.uint32) * np.uint32(0x9E3779B9) + np.uint32(0x85EBCA6B)
         base = _mix(np.uint32(key) ^ _mix(epoch_word))
         sample = _mix(base ^ _mix(np.asarray(index).astype(np.uint32) * np.uint32(0xC2B2AE35) + np.uint32(0x27D4EB2F)))
-        return _mix(sample + np.uint32((draw * 0x9E3779B9) & 0xFFFFFFFF))
+        return _mix(sample + np.asarray(draw, np.uint32) * np.uint32(0x9E3779B9))
 
 
-def uniform(key: int, epoch: int, index: np.ndarray, draw: int) -> np.ndarray:
-    """float32 [B] in [0, 1), multiples of 2^-24."""
-    return (random_bits(key, epoch, index, draw) >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
+def uniform(key: int, epoch: int, index: np.ndarray, draw: int | np.ndarray) -> np.ndarray:
+    """float32 in [0, 1), multiples of 2^-24, shaped as :func:`random_bits`."""
+    return _to_unit(random_bits(key, epoch, index, draw))
+
+
+def _to_unit(bits: np.ndarray) -> np.ndarray:
+    return (bits >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
 
 
 def view_parameters(
@@ -100,7 +104,7 @@ def view_parameters(
     6, 7: value = clip(p6*value + p7, 0, 1); 8-11: box [left, right) x [top, bottom) of output pixels set to the mean.
     """
     f = np.float32
-    u = [uniform(key, epoch, index, draw) for draw in range(ERASE)]
+    u = uniform(key, epoch, index, np.arange(ERASE)[:, None])
     between = lambda low, high, t: f(low) + t * f(high - low)  # noqa: E731
     side = np.sqrt(between(*config.crop_scale, u[AREA]))
     center_x = u[SHIFT_X] * (f(1) - side) + f(0.5) * side
@@ -132,9 +136,12 @@ def erase_limits(config: AugmentConfig, size: int) -> tuple[int, int]:
 
 def _erased_boxes(config: AugmentConfig, key: int, epoch: int, index: np.ndarray, size: int) -> np.ndarray:
     # Integers throughout: an edge that rounds differently on another device would be a visible difference.
+    if not config.erase:
+        return np.zeros((len(index), 4), np.int64)
     low, high = erase_limits(config, size)
-    below = lambda draw, count: (random_bits(key, epoch, index, draw) >> np.uint32(16)).astype(np.int64) * count >> 16  # noqa: E731
-    erased = uniform(key, epoch, index, ERASE) < np.float32(config.erase)
+    bits = random_bits(key, epoch, index, np.arange(ERASE, LABEL)[:, None])
+    below = lambda draw, count: (bits[draw - ERASE] >> np.uint32(16)).astype(np.int64) * count >> 16  # noqa: E731
+    erased = _to_unit(bits[0]) < np.float32(config.erase)
     width, height = (low + below(draw, high - low + 1) for draw in (ERASE_WIDTH, ERASE_HEIGHT))
     left, top = below(ERASE_X, size - width + 1), below(ERASE_Y, size - height + 1)
     return np.where(erased[:, None], np.stack([left, top, left + width, top + height], axis=1), 0)

@@ -49,6 +49,7 @@ def test_numbers_depend_on_seed_epoch_and_sample_alone():
     assert uniform(seed_key(3), 2, index[1:2], 4) == first[1]
     assert (uniform(seed_key(4), 2, index, 4) != first).all()
     assert (uniform(seed_key(3), 3, index, 4) != first).all()
+    np.testing.assert_array_equal(uniform(seed_key(3), 2, index, np.array([[9], [4]]))[1], first)
     assert seed_key(1) != seed_key(1 + 2**32)
     # Written down once: a change would change every run that is repeated from its seed.
     assert seed_key(0) == SEED_KEY_0
