@@ -114,7 +114,7 @@ def _read_annotations(source: Path, label_map: LabelMap):
     parts = [source / name for name in ("train_set", "val_set") if (source / name).is_dir()] or [source]
     tables = {}
     for part in parts:
-        files = sorted((part / "annotations").glob("*_exp.npy"))
+        files = sorted((part / "annotations").glob("[!.]*_exp.npy"))
         if not files:
             raise UserError(f"{source}: neither labels_*.csv, nor annotations/*_exp.npy with images/, "
                             "nor train_set/ and val_set/ of those")  # fmt: skip
