@@ -59,10 +59,11 @@ def _require_seeds_of_one_setting(results: Sequence[Result]) -> None:
 
 
 def _setting(result: Result) -> dict[str, object]:
-    """What a run's own files say of its configuration; the machine is no part of it."""
-    fingerprint = result.fingerprint or {}
-    config = {name: value for name, value in result.data.get("config", {}).items() if name != "device"}
-    return config | {
+    """What the result's own files say of how it was made; the machine is no part of it."""
+    fingerprint, data = result.fingerprint or {}, result.data
+    config = {name: value for name, value in data.get("config", {}).items() if name != "device"}
+    evaluation = {name: data[name] for name in ("flip_tta", "image_size") if name in data}
+    return config | evaluation | {
         f"the {kind} of {name}": value
         for kind, key in (("switch", "switches"), ("weight", "weights"))
         for name, value in fingerprint.get(key, {}).items()

@@ -142,6 +142,10 @@ def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
     shorter = renamed(suite / "B0_seed1", tmp_path / "B0_seed4", seed=4, config={"epochs": 3, "device": "cpu"})
     with pytest.raises(UserError, match=r"B0_seed3 and .*B0_seed4 differ in epochs \(9 and 3\)"):
         write_tables([longer, shorter], tmp_path / "viz")
+    mirrored = renamed(suite / "B1_seed2", tmp_path / "B1_mirrored", seed=3, flip_tta=True)
+    plain = renamed(suite / "B1_seed2", tmp_path / "B1_plain", seed=4, flip_tta=False)
+    with pytest.raises(UserError, match="differ in flip_tta"):
+        xval_table(load_results([mirrored, plain]))
     fingerprint = read_json(shorter / "ablation_fingerprint.json")
     fingerprint["weights"]["kd"] = 0.5
     write_json(shorter / "ablation_fingerprint.json", fingerprint)
