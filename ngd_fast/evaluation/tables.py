@@ -60,14 +60,12 @@ def _require_seeds_of_one_setting(results: Sequence[Result]) -> None:
 
 def _setting(result: Result) -> dict[str, object]:
     """What the result's own files say of how it was made; the machine is no part of it."""
-    fingerprint, data = result.fingerprint or {}, result.data
-    config = {name: value for name, value in data.get("config", {}).items() if name != "device"}
-    evaluation = {name: data[name] for name in ("flip_tta", "image_size") if name in data}
-    return config | evaluation | {
-        f"the {kind} of {name}": value
-        for kind, key in (("switch", "switches"), ("weight", "weights"))
-        for name, value in fingerprint.get(key, {}).items()
-    }
+    data = result.data
+    setting = {name: value for name, value in data.get("config", {}).items() if name != "device"}
+    setting |= {name: data[name] for name in ("flip_tta", "image_size") if name in data}
+    for kind, key in (("switch", "switches"), ("weight", "weights")):
+        setting |= {f"the {kind} of {name}": v for name, v in (result.fingerprint or {}).get(key, {}).items()}
+    return setting
 
 
 def ablation_table(
