@@ -132,9 +132,6 @@ class DaliFeed(Feed):
 
         mixed = "mixed" if self._on_gpu else "cpu"
         augmented = self.augment is not None
-        names = ["pixels"] + (["matrix", "gain", "bias", "anchor", "shape"] if augmented else [])
-        kinds = {"pixels": types.UINT8, **dict.fromkeys(names[1:], types.FLOAT)}
-        dims = {"pixels": 3 if self.source.in_memory else 1, "matrix": 2, "gain": 0, "bias": 0, "anchor": 1, "shape": 1}
         pipeline = Pipeline(
             self.batch_size,
             max(1, self.num_workers),
@@ -143,17 +140,17 @@ class DaliFeed(Feed):
             prefetch_queue_depth=2,
         )
         with pipeline:
+            count = 1 + augmented
             inputs = fn.external_source(
                 source=self._source,
-                num_outputs=len(names),
+                num_outputs=count,
                 batch=True,
                 batch_info=True,
-                dtype=[kinds[name] for name in names],
-                ndim=[dims[name] for name in names],
-                layout=["HWC" if self.source.in_memory else ""] + [""] * (len(names) - 1),
+                dtype=[types.UINT8, types.FLOAT][:count],
+                ndim=[3 if self.source.in_memory else 1, 1][:count],
+                layout=["HWC" if self.source.in_memory else "", ""][:count],
             )
-            given = dict(zip(names, inputs))
-            images = given["pixels"]
+            images = inputs[0]
             height, width = self.source.height, self.source.width
             if not self.source.in_memory:
                 kind = types.GRAY if self.source.channels == 1 else types.RGB
@@ -164,19 +161,20 @@ class DaliFeed(Feed):
                 images = images.gpu()
             size = (float(self.image_size), float(self.image_size))
             if augmented:
+                p = inputs[1]  # the columns of view_parameters
                 images = fn.warp_affine(
                     images,
-                    matrix=given["matrix"],
+                    matrix=fn.reshape(p[:6], shape=[2, 3]),
                     size=size,
                     interp_type=types.INTERP_LINEAR,
                     inverse_map=True,
                     dtype=types.FLOAT,
                 )
-                images = images * given["gain"] + given["bias"] * 255.0
+                images = images * p[6] + p[7] * 255.0
                 images = fn.erase(
                     math.clamp(images, 0.0, 255.0),
-                    anchor=given["anchor"],
-                    shape=given["shape"],
+                    anchor=p[8:10],
+                    shape=p[10:],
                     axes=(1, 0),
                     fill_value=[255 * value for value in self.mean[: self.source.channels]],
                 )
@@ -216,12 +214,11 @@ class DaliFeed(Feed):
             return (pixels,)
         extent = (self.source.height, self.source.width)
         p = view_parameters(self.augment, self.key, self._epoch, rows, extent, self.image_size)
-        matrix = np.ascontiguousarray(p[:, :6]).reshape(-1, 2, 3)
-        # DALI's pixel centres lie at halves, ours at whole numbers.
-        matrix[:, :, 2] += 0.5 - 0.5 * (matrix[:, :, 0] + matrix[:, :, 1])
-        gain, bias = (np.ascontiguousarray(p[:, column]) for column in (6, 7))
-        anchor, shape = p[:, 8:10].copy(), p[:, 10:] - p[:, 8:10]
-        return pixels, matrix, gain, bias, anchor, shape
+        # DALI's pixel centres lie at halves, ours at whole numbers; its box has an extent, ours a second corner.
+        p[:, 2] += 0.5 - 0.5 * (p[:, 0] + p[:, 1])
+        p[:, 5] += 0.5 - 0.5 * (p[:, 3] + p[:, 4])
+        p[:, 10:] -= p[:, 8:10]
+        return pixels, p
 
     def _read(self, row: int) -> np.ndarray:
         path = self.faces.paths[row]
