@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ngd_fast.artifacts.files import read_json, write_json
+from ngd_fast.artifacts.files import write_json
 from ngd_fast.errors import UserError
 
 
@@ -90,12 +90,3 @@ def _draw(subjects: np.ndarray, fraction: float, seed) -> np.ndarray:
 
 def save_splits(path: str | Path, scheme: str, splits: Sequence[Split]) -> None:
     write_json(path, {"scheme": scheme, "splits": [asdict(split) for split in splits]})
-
-
-def load_splits(path: str | Path) -> tuple[str, list[Split]]:
-    """Read what :func:`save_splits` wrote: the scheme's name and its splits."""
-    value = read_json(path)
-    try:
-        return str(value["scheme"]), [Split(**{k: v for k, v in split.items()}) for split in value["splits"]]
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path}: not a file of splits ({error})") from None

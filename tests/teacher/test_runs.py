@@ -19,7 +19,6 @@ from ngd_fast.teacher.inputs import embed
 from ngd_fast.teacher.metrics import evaluate_va
 from ngd_fast.teacher.network import load_teacher
 from ngd_fast.teacher.run import run_training
-from ngd_fast.teacher.splits import load_splits
 
 QUICK = [
     "optimizer.epochs=3",
@@ -51,13 +50,13 @@ def test_a_run_is_complete_and_repeats_byte_for_byte(maps, saved, tmp_path):
     assert load_config(TeacherConfig, a / "config.yaml") == config
     # What the folder says can be derived again from its weights and its splits.
     teacher, meta = load_teacher(a)
-    _, (split,) = load_splits(a / "splits.json")
-    rows = np.isin(maps.subject, split.validation)
+    (split,) = read_json(a / "splits.json")["splits"]
+    rows = np.isin(maps.subject, split["validation"])
     va, features = embed(teacher, meta, maps)
     target = np.stack([maps.valence, maps.arousal], axis=1)
     assert evaluate_va(va[rows], target[rows], maps.subject[rows]) == first["validation"]
     assert features.shape == (len(maps), 256) and first["windows"]["support"] == 96
-    assert meta["validation_subjects"] == list(split.validation)
+    assert meta["validation_subjects"] == split["validation"]
     with pytest.raises(UserError, match="the teacher was trained on"):
         embed(teacher, meta, replace(maps, bands=["delta", "theta"]))
 
@@ -99,8 +98,8 @@ def test_cross_validation_without_choosing_the_epoch_trains_on_all_other_subject
     config = load_config(TeacherConfig, overrides=[*QUICK, "choice=last"])
     metrics = run_crossval(saved[0], tmp_path / "cv", config, folds=2, seeds=[1])
     assert all(fold["epochs"] == {"1": 3} for fold in metrics["folds"])
-    scheme, splits = load_splits(tmp_path / "cv" / "splits.json")
-    assert scheme == "2" and all(len(s.train) == 4 and not s.validation for s in splits)
+    stored = read_json(tmp_path / "cv" / "splits.json")
+    assert stored["scheme"] == "2" and all(len(s["train"]) == 4 and not s["validation"] for s in stored["splits"])
     assert check_sums(tmp_path / "cv") == []
     stored = load_npz(tmp_path / "cv" / "predictions.npz")
     again = evaluate_va(stored["teacher_seed1"], stored["rating"], stored["subject"])
