@@ -170,26 +170,23 @@ class DaliFeed(Feed):
                     inverse_map=True,
                     dtype=types.FLOAT,
                 )
-                images = images * p[6] + p[7] * 255.0
-                images = fn.erase(
-                    math.clamp(images, 0.0, 255.0),
-                    anchor=p[8:10],
-                    shape=p[10:],
-                    axes=(1, 0),
-                    fill_value=[255 * value for value in self.mean[: self.source.channels]],
-                )
+                images = math.clamp(images * p[6] + p[7] * 255.0, 0.0, 255.0)
             else:
                 images = fn.resize(
                     images, size=size, interp_type=types.INTERP_LINEAR, antialias=False, dtype=types.FLOAT
                 )
             if self.channels != self.source.channels:
                 images = fn.cat(*[images] * self.channels, axis=2)
+            mean, std = ([255 * value for value in values] for values in (self.mean, self.std))
+            if augmented:
+                # After the channels: each has a mean of its own.
+                images = fn.erase(images, anchor=p[8:10], shape=p[10:], axes=(1, 0), fill_value=mean)
             images = fn.crop_mirror_normalize(
                 images,
                 dtype=types.FLOAT if self.dtype == torch.float32 else types.FLOAT16,
                 output_layout="HWC",
-                mean=[255 * value for value in self.mean],
-                std=[255 * value for value in self.std],
+                mean=mean,
+                std=std,
             )
             pipeline.set_outputs(images)
         pipeline.build()

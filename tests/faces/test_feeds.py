@@ -57,7 +57,7 @@ CASES = {
     "evaluation, last of three ranks": {"rank": 2, "world_size": 3, "train": False},
     "half": {"dtype": torch.float16},
     "bfloat16": {"dtype": torch.bfloat16},
-    "mean and std by channel": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3]},
+    "mean and std by channel": {"mean": [0.4, 0.5, 0.6], "std": [0.2, 0.25, 0.3], "augment": AugmentConfig(erase=1.0)},
 }
 
 
