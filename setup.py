@@ -35,6 +35,13 @@ def nvcc_release(cuda_home):
     return match.group(1) if match else None
 
 
+def finds_cuda_headers(cuda_home):
+    """Would the C++ compiler find the CUDA runtime's headers, as PyTorch's build calls it?"""
+    flags = shlex.split(os.environ.get("CXX", "c++")) + shlex.split(os.environ.get("CXXFLAGS", ""))
+    command = [*flags, f"-I{cuda_home}/include", "-E", "-x", "c++", "-"]
+    return subprocess.run(command, input=b"#include <cuda_runtime.h>\n", capture_output=True).returncode == 0
+
+
 def why_no_build(torch):
     """The reason that nothing can be built here, in one line; empty where the C++ backend can be."""
     if not _torch_at_least(torch, 2, 8):
@@ -56,6 +63,8 @@ def why_no_cuda(torch, cuda_home):
         return f"nvcc was not found (PyTorch was built with CUDA {torch.version.cuda}; set CUDA_HOME to that toolkit)"
     if release.split(".")[0] != torch.version.cuda.split(".")[0]:
         return f"nvcc is CUDA {release}, PyTorch was built with CUDA {torch.version.cuda}: their major versions differ"
+    if not finds_cuda_headers(cuda_home):
+        return f"{cuda_home} has nvcc, but {cuda_home}/include no cuda_runtime.h; set CUDA_HOME to the toolkit"
     return ""
 
 

@@ -161,6 +161,8 @@ def test_building_where_it_cannot_be_is_one_clear_line(repository, tmp_path, tor
         (None, None, "was built without CUDA"),
         ("13.0", None, "nvcc was not found"),
         ("12.8", "13.0", "nvcc is CUDA 13.0, PyTorch was built with CUDA 12.8"),
+        # A link or a wrapper in /usr/local/bin, say, leads PyTorch to take /usr/local for the toolkit.
+        ("13.0", "13.0", "include no cuda_runtime.h; set CUDA_HOME to the toolkit"),
     ],
 )
 def test_insisting_on_cuda_where_it_cannot_be_built(repository, tmp_path, cuda, nvcc, message):
