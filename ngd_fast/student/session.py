@@ -92,7 +92,9 @@ class Session:
             self.log = RunLog(self.folder, self.progress.epoch)
 
     def save(self) -> None:
-        """Write the best student if there is a new one, then the checkpoint."""
+        """Write the best student if there is a new one, then the checkpoint. Within an epoch all ranks must call it."""
+        if self.progress.step:  # all ranks continue from this one file
+            self.progress.sums = np.mean(self.ranks.gather(self.progress.sums), axis=0).tolist()
         if not self.ranks.is_main:
             return
         # In this order: a best student that the checkpoint does not know of yet is made again on resume, the same.

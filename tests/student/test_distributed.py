@@ -6,14 +6,17 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from runs import final_state
 
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.config import dump_config
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.distributed import Ranks
+from ngd_fast.student.session import Session
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
 # As `python -m torch.distributed.run`: the torchrun script may belong to another environment.
@@ -61,6 +64,15 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(small_config
     logged = lines[metrics["best_epoch"] - 1]["valid"]["ece"]
     assert logged == pytest.approx(metrics["valid"]["eight_way"]["ece"], abs=1e-7)
     assert result.stderr.count(" 0/192 [") == 1
+
+
+def test_checkpoint_within_an_epoch_holds_the_sums_of_all_ranks(make_step, tmp_path):
+    step, _ = make_step("B0")
+    ranks = SimpleNamespace(is_main=True, gather=lambda sums: [sums, [value + 2 for value in sums]])
+    session = Session(step.config, tmp_path, step, checksums={}, ranks=ranks)
+    session.progress.step, session.progress.sums = 3, [1.0] * 7
+    session.save()
+    assert final_state(tmp_path)["progress"]["sums"] == [2.0] * 7 == session.progress.sums
 
 
 def test_batch_that_ranks_cannot_share_is_refused(small_config, monkeypatch):
