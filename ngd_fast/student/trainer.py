@@ -71,7 +71,8 @@ class Trainer:
         start = self.sessions[0].progress.step
         image_size = train_image_size(self.sessions[0].config, epoch)
         if image_size != self.train_feed.image_size:
-            self.train_feed.set_image_size(image_size)
+            with clock.waiting():  # faces from files are read again
+                self.train_feed.set_image_size(image_size)
         if self.teacher is not None:
             self.teacher.set_epoch(epoch)
         unread, every = 0, self.config.checkpoint_every

@@ -1,6 +1,7 @@
 """Whole runs: what a run folder holds, the same bits from the same seed, students side by side."""
 
 import json
+import time
 
 import numpy as np
 import pytest
@@ -10,7 +11,9 @@ from ngd_fast.artifacts.files import sha256
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.faces.dali import DaliFeed
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.feeds import Feed
 from ngd_fast.student.inference import predict
 from ngd_fast.student.run import train_student, train_students
 from ngd_fast.student.weights import load_student
@@ -55,6 +58,22 @@ def test_log_has_every_term_and_the_ramp(finished):
         assert 0 <= line["data_wait"] < 1 and line["images_per_second"] > 0
     assert 0 < lines[0]["geo_weight"] < lines[1]["geo_weight"] == pytest.approx(0.012)
     assert lines[0]["lr"] > lines[1]["lr"]
+
+
+def test_reading_faces_again_in_another_size_is_waiting_for_data(small_config, tmp_path, monkeypatch):
+    set_image_size = Feed.set_image_size
+    monkeypatch.setattr(Feed, "set_image_size", lambda *args: (time.sleep(0.5), set_image_size(*args)))
+    resolution = "train.resolution=[{from_epoch: 0, image_size: 16}]"
+    train = train_student(small_config("B0", resolution, "train.epochs=1"), tmp_path / "run")["train"]
+    assert 0.5 < train["data_wait"] * train["seconds"] < train["seconds"]
+
+
+def test_dali_keeps_its_pipeline_over_epochs_that_end_within_a_step(small_config, tmp_path, monkeypatch):
+    pytest.importorskip("nvidia.dali")
+    build, built = DaliFeed._build, []
+    monkeypatch.setattr(DaliFeed, "_build", lambda feed: (built.append(feed.train), build(feed))[1])
+    train_student(small_config("B0", "feed.kind=dali", "train.accumulation=4"), tmp_path / "run")
+    assert built == [True, False], "one for training, one for validation"
 
 
 def test_steps_that_fp16_leaves_out_are_not_in_the_log(small_config, tmp_path):
