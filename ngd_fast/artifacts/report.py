@@ -19,13 +19,15 @@ def write_report(
     viz: str | Path | None = None,
     embedding: str = "tsne",
     seed: int = 0,
+    baseline: str | None = None,
     title: str = "NeuroGaze-Distill: report",
     extra: Mapping[str, bytes] | None = None,
 ) -> Path:
     """Write one self-contained page about the runs and evaluations in ``paths`` to ``out``; returns its path.
 
     ``viz`` is a folder for the same figures as PDF, SVG and PNG and for the LaTeX tables. ``embedding`` is "tsne",
-    "umap" or "none", drawn with ``seed``. ``extra`` {caption: PNG} adds pictures, such as those of the prototypes.
+    "umap" or "none", drawn with ``seed``. ``baseline`` is the variant that others are compared with (default: the first
+    by name). ``extra`` {caption: PNG} adds pictures, such as those of the prototypes.
     Raises UserError where ``paths`` hold no results or matplotlib is missing.
     """
     if embedding not in ("tsne", "umap", "none"):
@@ -33,9 +35,9 @@ def write_report(
     results = load_results(paths)
     runs = by_variant([r for r in results if r.split == "valid"])
     others = [r for r in results if r.split != "valid"]
-    report = sections.Report(runs, others, None if viz is None else Path(viz), embedding, seed, extra or {})
+    report = sections.Report(runs, others, None if viz is None else Path(viz), embedding, seed, baseline, extra or {})
     if report.viz is not None:
-        write_tables(paths, report.viz)
+        write_tables(paths, report.viz, baseline=baseline)
     makers = (
         ("summary", "Summary", sections.summary),
         ("training", "Training", sections.training),

@@ -42,6 +42,7 @@ class Report:
     viz: Path | None
     embedding: str
     seed: int
+    baseline: str | None = None
     extra: Mapping[str, bytes] = field(default_factory=dict)
 
     @property
@@ -101,7 +102,7 @@ def summary(report: Report) -> str:
     datasets = sorted({r.dataset for r in results})
     if len(datasets) > 1:
         raise UserError(f"one report needs one validation set, the runs have {len(datasets)}: {', '.join(datasets)}")
-    made = ablation_table(results)
+    made = ablation_table(results, baseline=report.baseline)
     text = (
         "<p>8-way metrics on the validation split, on which the best epoch was chosen. ± is the standard deviation "
         "over seeds; brackets are 95 % intervals of a stratified bootstrap of the rows. Differences are paired on "

@@ -15,9 +15,10 @@ from ngd_fast.console import say
 )
 @click.option("--embedding", type=click.Choice(["tsne", "umap", "none"]), default="tsne", show_default=True)
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the embedding.")
+@click.option("--baseline", help="Variant that the others are compared with.  [default: the first by name]")
 @click.option("--bank", type=click.Path(dir_okay=False), help="Bank of prototypes to picture.")
 @click.option("--title", default="NeuroGaze-Distill: report", show_default=True)
-def command(runs, out, viz, embedding, seed, bank, title):
+def command(runs, out, viz, embedding, seed, baseline, bank, title):
     """Gather figures and tables of RUNS into one self-contained HTML page.
 
     RUNS are run folders, outs/xval_* folders, or folders above them. Every figure is also written as PDF, SVG and PNG.
@@ -25,9 +26,8 @@ def command(runs, out, viz, embedding, seed, bank, title):
     from ngd_fast.artifacts.report import write_report
 
     viz = Path(viz) if viz else Path(out).parent / "viz"
-    write_report(
-        runs, out, viz=viz, embedding=embedding, seed=seed, title=title, extra=_pictures(bank, viz) if bank else None
-    )
+    extra = _pictures(bank, viz) if bank else None
+    write_report(runs, out, viz=viz, embedding=embedding, seed=seed, baseline=baseline, title=title, extra=extra)
     say(f"wrote {out}, figures and tables in {viz}")
 
 

@@ -116,6 +116,16 @@ def test_one_run_alone_makes_a_report(run, tmp_path):
     assert "summary" in page.ids
 
 
+def test_compares_with_the_baseline_asked_for(report):
+    """As a sweep does, whose baseline is the paper's value and seldom the first by name."""
+    runs, page = report / "outs", report / "b.html"
+    write_report([runs], page, viz=report / "b", embedding="none", baseline="B3")
+    assert "Macro-F1 vs B3" in page.read_text()
+    assert read_json(report / "b" / "ablation_lite.json")["baseline"] == "B3"
+    with pytest.raises(UserError, match="baseline 'B9' is not among"):
+        write_report([runs], page, embedding="none", baseline="B9")
+
+
 def test_nothing_to_report(tmp_path):
     with pytest.raises(UserError, match="no such run folder"):
         write_report([tmp_path / "none"], tmp_path / "r.html")
