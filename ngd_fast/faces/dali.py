@@ -52,7 +52,10 @@ class DaliFeed(Feed):
         self._fault = None
         finished = False
         if self._pipeline is None:
-            self._pipeline = self._build()
+            try:
+                self._pipeline = self._build()
+            except RuntimeError as error:
+                raise UserError(f"DALI cannot start: {_reason(error)}; try --feed torch") from None
         else:
             self._pipeline.reset()
         try:
@@ -122,10 +125,7 @@ class DaliFeed(Feed):
                     decode_image(self.faces.paths[row])
                 except UserError as fault:
                     return fault
-        # DALI tells where in the pipeline first, then what.
-        told = str(error).partition("encountered:")[2] or str(error)
-        reason = next((line for line in told.splitlines() if line.strip()), type(error).__name__)
-        return UserError(f"DALI stopped in epoch {self._epoch}, step {step}: {reason.strip()}; try --feed torch")
+        return UserError(f"DALI stopped in epoch {self._epoch}, step {step}: {_reason(error)}; try --feed torch")
 
     def _build(self):
         from nvidia.dali import Pipeline, fn, math, types
@@ -230,3 +230,9 @@ class DaliFeed(Feed):
             height, width = image.shape[:2]
             content = b"P%d %d %d 255\n" % (5 if self.source.grey else 6, width, height) + image.tobytes()
         return np.frombuffer(content, np.uint8)
+
+
+def _reason(error: Exception) -> str:
+    """The line that says what went wrong: DALI tells first where in the pipeline."""
+    told = str(error).partition("encountered:")[2] or str(error)
+    return next((line.strip() for line in told.splitlines() if line.strip()), type(error).__name__)

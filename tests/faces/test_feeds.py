@@ -262,6 +262,13 @@ def test_dali_tells_what_went_wrong_and_not_where(faces):
     assert str(error) == "DALI stopped in epoch 0, step 3: out of it; try --feed torch"
 
 
+def test_dali_that_cannot_start_says_why(faces, monkeypatch):
+    feed = _feed(faces, "dali")
+    monkeypatch.setattr(feed, "_device_id", lambda: 99)  # no machine has as many GPUs
+    with pytest.raises(UserError, match=r"^DALI cannot start: .+; try --feed torch$"):
+        next(feed.epoch(0))
+
+
 def test_dali_fault_without_a_culprit_is_one_line(faces, monkeypatch):
     feed = _feed(faces, "dali")
     monkeypatch.setattr(feed, "_inputs", lambda rows: 1 / 0)
