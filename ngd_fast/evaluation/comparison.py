@@ -48,7 +48,7 @@ def paired_difference(
     baseline: tuple[Mapping[str, float], Mapping[str, np.ndarray]],
     variant: tuple[Mapping[str, float], Mapping[str, np.ndarray]],
 ) -> dict[str, dict]:
-    """Variant minus baseline from two results of :func:`variant_samples` with the same seed.
+    """Variant minus baseline from two results of :func:`variant_samples` on the same rows with the same seed.
 
     {metric: {"difference", "ci": [2.5 %, 97.5 %], "p"}}; ``p`` is the two-sided bootstrap p-value
     2 min(share of differences <= 0, share >= 0), with one added to both counts, uncorrected for several comparisons.

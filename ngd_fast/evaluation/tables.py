@@ -10,7 +10,7 @@ from pathlib import Path
 from ngd_fast.artifacts.files import read_json, sha256, write_json, write_text
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.bootstrap import METRICS
-from ngd_fast.evaluation.comparison import paired_difference, summarize, variant_samples
+from ngd_fast.evaluation.comparison import paired_difference, require_same_rows, summarize, variant_samples
 from ngd_fast.evaluation.metrics import PROTOCOLS
 from ngd_fast.evaluation.results import Result, by_dataset, by_variant, load_results
 
@@ -74,7 +74,7 @@ def ablation_table(
     """Variants on the one dataset that they share (validation), each against ``baseline`` (default: the first).
 
     Where every run kept its predictions, rows carry ``versus_baseline`` from the paired bootstrap (seed 0).
-    Raises UserError where the results are on several datasets or the baseline is not among them.
+    Raises UserError where the results are on several datasets or on other rows, or the baseline is not among them.
     """
     datasets = by_dataset(results)
     if len(datasets) != 1:
@@ -85,6 +85,7 @@ def ablation_table(
         raise UserError(f"baseline {baseline!r} is not among the variants {', '.join(variants)}")
     rows = [summarize_variant(group, protocol) for group in variants.values()]
     if len(variants) > 1 and all(r.predictions is not None for r in results):
+        _require_paired(results)
         samples = {
             name: variant_samples([r.predictions for r in group], protocol=protocol, resamples=resamples)
             for name, group in variants.items()
@@ -102,6 +103,15 @@ def ablation_table(
         "n": block["n"],
         "rows": rows,
     }
+
+
+def _require_paired(results: Sequence[Result]) -> None:
+    """Raise UserError unless all have the same rows in the same order: only those are resampled together."""
+    for r in results[1:]:
+        try:
+            require_same_rows(results[0].predictions, r.predictions)
+        except UserError as error:
+            raise UserError(f"{results[0].folder} and {r.folder}: {error}") from None
 
 
 def xval_table(results: Sequence[Result]) -> dict:

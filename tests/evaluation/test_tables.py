@@ -8,6 +8,7 @@ from ngd_fast.artifacts.model_card import model_card
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.latex import escape, render
 from ngd_fast.evaluation.metrics import classes_of, evaluate_predictions
+from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.selection import rank_runs
 from ngd_fast.evaluation.tables import ablation_table, write_tables, xval_table
@@ -151,6 +152,17 @@ def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
     write_json(shorter / "ablation_fingerprint.json", fingerprint)
     with pytest.raises(UserError, match=r"differ in the weight of kd \(0\.3 and 0\.5\)"):
         write_tables([suite / "B0_seed1", shorter], tmp_path / "viz")
+
+
+def test_variants_are_paired_only_on_the_same_rows(suite, tmp_path):
+    """The same faces in another order are resampled otherwise: equal students would seem to differ by chance."""
+    runs = [renamed(suite / "B0_seed1", tmp_path / v, variant=v) for v in ("B0", "B1")]
+    p = Predictions.load(runs[1] / "predictions_valid.npz")
+    names = [p.names[-1 - i] for i in range(len(p))]
+    Predictions(p.logits[::-1], p.labels[::-1], names, p.class_names, p.dataset).save(runs[1] / "predictions_valid.npz")
+    write_sums(runs[1])
+    with pytest.raises(UserError, match=r"B0 and .*B1: predictions cannot be paired"):
+        ablation_table(load_results([tmp_path]))
 
 
 def test_folders_of_one_name_are_two_students(suite, tmp_path):
