@@ -26,6 +26,15 @@ struct Call : torch::CustomClassHolder {
   double proto_weight, proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale;
   bool want_features_grad, want_logits_grad;
   Tensor grad_features, grad_logits;
+  int64_t changes_before = 0;
+
+  // Counts the changes in place of what autograd does not save here: it grows by any of them.
+  int64_t changes() const {
+    int64_t sum = 0;
+    for (const MaybeTensor* t : {&target, &prototypes, &prior, &labels, &teacher_logits, &class_weight, &geo_weight})
+      if (t->has_value() && (*t)->defined() && !(*t)->is_inference()) sum += (*t)->_version();
+    return sum;
+  }
 
   // Terms; keeps the gradients.
   Tensor run(const MaybeTensor& features, const MaybeTensor& logits) {
@@ -66,6 +75,7 @@ class Objective : public torch::autograd::Function<Objective> {
  public:
   static torch::autograd::variable_list forward(torch::autograd::AutogradContext* context, const MaybeTensor& features,
                                                 const MaybeTensor& logits, const c10::intrusive_ptr<Call>& call) {
+    call->changes_before = call->changes();
     Tensor terms = call->run(features, logits);
     context->save_for_backward({features.value_or(Tensor()), logits.value_or(Tensor())});
     context->saved_data["call"] = c10::IValue::make_capsule(call);
@@ -84,9 +94,13 @@ class Objective : public torch::autograd::Function<Objective> {
     const auto saved = context->get_saved_variables();  // raises where the graph has been freed
     if (!grad_outputs[0].defined()) return {Tensor(), Tensor(), Tensor()};
     // A second backward through a retained graph: the first one gave the gradients away.
-    if ((call.want_features_grad && !call.grad_features.defined()) || (call.want_logits_grad && !call.grad_logits.defined()))
+    if ((call.want_features_grad && !call.grad_features.defined()) ||
+        (call.want_logits_grad && !call.grad_logits.defined())) {
+      TORCH_CHECK(call.changes() == call.changes_before,
+                  "a second backward pass computes the objective again, but an input has been modified by an inplace operation");
       call.run(saved[0].defined() ? MaybeTensor(saved[0]) : MaybeTensor(),
                saved[1].defined() ? MaybeTensor(saved[1]) : MaybeTensor());
+    }
     const Tensor factor = grad_outputs[0];
     Tensor features, logits;
     if (call.want_features_grad) features = scaled(std::exchange(call.grad_features, Tensor()), factor);

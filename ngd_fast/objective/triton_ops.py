@@ -43,15 +43,25 @@ def _setup_context(ctx, inputs, output):
     # Saved as autograd saves: it then notices a change of them, and a graph that has been freed.
     ctx.save_for_backward(*inputs[:2])
     ctx.others = inputs[2:]
+    ctx.changes = _changes(ctx.others)
     ctx.gradients = (grad_features, grad_logits)
+
+
+def _changes(inputs) -> int:
+    """Counts the changes in place of tensors that autograd does not save: it grows by any of them."""
+    return sum(t._version for t in inputs if type(t) is Tensor and not t.is_inference())
 
 
 def _backward(ctx, grad_terms, *_):
     if torch.is_grad_enabled():
         raise RuntimeError(SECOND_DERIVATIVE)
     inputs = (*ctx.saved_tensors, *ctx.others)
+    if grad_terms is None:
+        return (None,) * len(inputs)
     gradients, ctx.gradients = ctx.gradients, None
     if gradients is None:  # a second backward through a retained graph: the first one gave them away
+        if _changes(ctx.others) != ctx.changes:
+            raise RuntimeError(CHANGED_INPUT)
         gradients = objective_fwd(*inputs)[1:]
     *_, want_features_grad, want_logits_grad = inputs
     factor = grad_terms[0]
@@ -62,6 +72,9 @@ def _backward(ctx, grad_terms, *_):
     )
 
 
+CHANGED_INPUT = (
+    "a second backward pass computes the objective again, but an input has been modified by an inplace operation"
+)
 SECOND_DERIVATIVE = (
     "the fused objective has no second derivative (create_graph=True): its gradient was computed in the forward pass; "
     "use backend='reference'"

@@ -17,6 +17,8 @@ import triton
 import triton.language as tl
 from ngd_fast.kernels import objective
 
+from ngd_fast.objective import functional
+
 torch.set_num_threads(1)
 torch.use_deterministic_algorithms(True)  # torch.empty then holds NaN: what a kernel does not write shows
 
@@ -58,4 +60,28 @@ for B in (37, 300):
     for factor in (1.0, 0.3):
         scaled = objective.scale_(tensors["features"].clone(), torch.tensor(factor))
         results[f"scaled by {factor} {B}"] = scaled
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+tensors, options = cases.arguments(B=37)
+leaves = [tensors[name].requires_grad_() for name in ("features", "logits")]
+options.pop("num_classes")
+total = functional.ngd_objective(**tensors, **options, backend="triton").total
+cut_off = torch.autograd.grad(NoGradient.apply(total), leaves, allow_unused=True, retain_graph=True)
+assert cut_off == (None, None)
+results["by autograd"] = torch.autograd.grad(2.0 * total, leaves, retain_graph=True)
+tensors["teacher_logits"].zero_()
+try:
+    torch.autograd.grad(total, leaves)
+except RuntimeError as error:
+    results["refusal"] = str(error)
 torch.save(results, sys.argv[1])

@@ -147,6 +147,13 @@ def test_options_of_the_operator(interpreted, B):
     torch.testing.assert_close(interpreted[f"scaled by 0.3 {B}"], tensors["features"] * 0.3)
 
 
+def test_autograd(interpreted):
+    """Gradients are scaled once; a second backward pass, which computes again, refuses inputs that have changed."""
+    for actual, once in zip(interpreted["by autograd"], interpreted["again 37"][1:]):
+        torch.testing.assert_close(actual, 2 * once)
+    assert "modified by an inplace operation" in interpreted["refusal"]
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(
     ("B", "dtype"),

@@ -77,6 +77,36 @@ def test_changed_input_is_noticed_by_a_second_backward(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "name", ["target", "prototypes", "prior", "labels", "teacher_logits", "class_weight", "geo_weight"]
+)
+def test_a_second_backward_refuses_other_constants(backend, name):
+    case, leaves = on_device(make(geo_weight=torch.tensor(0.5), labels=torch.zeros(37, dtype=torch.int64)), backend)
+    total = functional.ngd_objective(**case, backend=backend).total
+    case[name].zero_()  # the next batch may overwrite the last one's buffers: the gradient has been computed
+    torch.autograd.grad(total, leaves, retain_graph=True)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        torch.autograd.grad(total, leaves)
+
+
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_no_incoming_gradient(backend):
+    case, leaves = on_device(make(), backend)
+    NoGradient.apply(functional.ngd_objective(**case, backend=backend).total).backward()
+    assert all(leaf.grad is None for leaf in leaves)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_second_derivative_raises(backend):
     case, leaves = on_device(make(), backend)
     total = functional.ngd_objective(**case, backend=backend).total
