@@ -140,7 +140,7 @@ void compute(Args& args, A* terms) {
     }
     stages<A>().classes(args, shared);
   }
-  if (args.prototypes.data) stages<A>().bank(args, shared);
+  if (args.prototypes.data && args.rows) stages<A>().bank(args, shared);  // a prior [0, K] holds nothing to read
 
   const int64_t blocks = (args.rows + kBlockRows - 1) / kBlockRows;
   const std::unique_ptr<double[]> partial(new double[size_t(3 * blocks + 1)]);
