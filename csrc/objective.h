@@ -70,7 +70,7 @@ struct LogSum {
   A largest, log_rest;
   template <typename X>
   static NGD_INLINE LogSum of(const X& x, int count) {
-        A largest = x(0);
+    A largest = x(0);
     for (int i = 1; i < count; ++i) largest = select(x(i) > largest, x(i), largest);
     A sum = exp(x(0) - largest);
     for (int i = 1; i < count; ++i) sum = sum + exp(x(i) - largest);

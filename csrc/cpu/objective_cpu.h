@@ -39,7 +39,7 @@ constexpr int kPad = 64;        // D and K are padded with zeros to a multiple o
 
 inline int64_t padded(int64_t n) { return (n + kPad - 1) / kPad * kPad; }
 
-// What the stages of a call share; A is float, or double where features or logits are. Aligned to 64 bytes.
+// What the stages of a call share; A is float, or double where features or logits are.
 template <typename A>
 struct Shared {
   A* sums;            // [C, padded(D) + 2]: S, n, q of each class (CE's divisor is kept apart)
