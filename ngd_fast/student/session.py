@@ -53,8 +53,19 @@ class Progress:
     preparing: float = 0.0
     """Seconds spent compiling and capturing CUDA graphs."""
     waited: float = 0.0
-    """Of those, seconds spent waiting for data."""
+    """Of ``seconds``, those spent waiting for data."""
     images: int = 0
+    before: dict[str, float] = field(default_factory=dict)
+    """``spent`` when the running epoch began."""
+
+    def spent(self) -> dict[str, float]:
+        return {name: getattr(self, name) for name in ("seconds", "preparing", "waited", "images")}
+
+    def speed(self) -> dict[str, float]:
+        """Of the running epoch, those of its steps included that were made before an interruption."""
+        spent = {name: value - self.before.get(name, 0) for name, value in self.spent().items()}
+        waited, seconds = spent.pop("waited"), spent["seconds"]
+        return {**spent, "images_per_second": spent["images"] / seconds, "data_wait": waited / seconds}
 
 
 class Session:
@@ -151,9 +162,10 @@ class Session:
 
     # -- at an epoch's end --------------------------------------------------------------------------------------------
 
-    def end_epoch(self, feed: Feed, speed: Mapping[str, float]) -> dict[str, float]:
-        """Validate, keep the student if it is the best, log, and write a checkpoint if it is time. Returns valid's
-        metrics on rank 0.
+    def end_epoch(self, feed: Feed, more: Mapping[str, float]) -> dict[str, float]:
+        """Validate, keep the student if it is the best, log (``more`` too), and write a checkpoint if it is time.
+
+        Returns valid's metrics on rank 0.
         """
         module = self.step.student
         if self._averaged is not None:
@@ -175,8 +187,9 @@ class Session:
                 progress.best, progress.best_epoch = valid[self.config.train.best_metric], progress.epoch
                 self._unsaved_best = {k: v.clone() for k, v in self.step.weights().items()}, self._meta()
             device = {"lr": float(self.step.lr), "geo_weight": float(self.step.geo_weight)}
-            speed = {**speed, "total_seconds": progress.seconds}
+            speed = {**progress.speed(), **more, "total_seconds": progress.seconds}
             self.log.epoch(progress.epoch, {**means, **device, **speed, "valid": valid})
+        progress.before = progress.spent()
         due = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
         if due or progress.epoch == self.config.train.epochs:
             self.save()

@@ -91,9 +91,12 @@ class Trainer:
                         session.save()
                 if stops:
                     return self._stopped(bar)
-        speed = {**self._account(clock), "image_size": image_size}
+        self._account(clock)
+        more = {"image_size": image_size}
+        if clock.device.type == "cuda":
+            more["memory_gib"] = _memory(clock.device)
         for session in self.sessions:
-            session.end_epoch(self.valid_feed, speed)
+            session.end_epoch(self.valid_feed, more)
         best = max(self.sessions, key=lambda s: s.progress.best).progress
         bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
         self.ranks.barrier()
@@ -129,18 +132,15 @@ class Trainer:
         self._text = f"epoch {epoch + 1}/{self.config.epochs}, {image_size} px, loss {loss:.3f}"
         self._text += f", waiting {clock.share_waiting:.1%}"
         if clock.device.type == "cuda":
-            self._text += f", {torch.cuda.max_memory_reserved(clock.device) / 2**30:.1f} GiB"
+            self._text += f", {_memory(clock.device):.1f} GiB"
         bar.set_postfix_str(self._text, refresh=False)
         bar.update(steps * self.images_per_step)
 
-    def _account(self, clock: "_Clock") -> dict[str, float]:
-        speed = clock.take()
+    def _account(self, clock: "_Clock") -> None:
+        spent = clock.take()
         for session in self.sessions:
-            session.progress.seconds += speed["seconds"]
-            session.progress.preparing += speed["preparing"]
-            session.progress.waited += speed["seconds"] * speed["data_wait"]
-            session.progress.images += speed["images"]
-        return speed
+            for name, value in spent.items():
+                setattr(session.progress, name, getattr(session.progress, name) + value)
 
     def _stopped(self, bar) -> bool:
         bar.close()
@@ -196,6 +196,11 @@ class Trainer:
             raise UserError(f"a batch of {size} faces does not fit in the device's memory; {advice}") from error
 
 
+def _memory(device: torch.device) -> float:
+    """GiB of the device's memory that PyTorch has held at most."""
+    return torch.cuda.max_memory_reserved(device) / 2**30
+
+
 class _Clock:
     """Seconds of an epoch without the making of graphs, and how many of them the host waited for data."""
 
@@ -223,17 +228,13 @@ class _Clock:
         return max(1e-9, time.perf_counter() - self._begin - (self._runner.preparing - self._prepared))
 
     def take(self) -> dict[str, float]:
-        """Speed since the last call; call it when the device has just been waited for."""
-        seconds = self._seconds()
-        speed = {
-            "seconds": seconds,
+        """What was spent since the last call; call it when the device has just been waited for."""
+        spent = {
+            "seconds": self._seconds(),
             "preparing": self._runner.preparing - self._prepared,
+            "waited": self._waited,
             "images": self._images,
-            "images_per_second": self._images / seconds,
-            "data_wait": self._waited / seconds,
         }
-        if self.device.type == "cuda":
-            speed["memory_gib"] = torch.cuda.max_memory_reserved(self.device) / 2**30
         self._begin, self._prepared = time.perf_counter(), self._runner.preparing
         self._waited, self._images = 0.0, 0
-        return speed
+        return spent

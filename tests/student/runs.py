@@ -17,7 +17,7 @@ def final_state(folder) -> dict:
 
 
 def assert_same_run(a, b):
-    """Weights, optimizer, best epoch and best student: bit for bit."""
+    """Weights, optimizer, best epoch and best student: bit for bit; and every epoch's log is of the whole epoch."""
     left, right = final_state(a), final_state(b)
     for name, value in left["step"]["student"].items():
         assert torch.equal(value, right["step"]["student"][name]), name
@@ -30,7 +30,10 @@ def assert_same_run(a, b):
     assert sha256(a / "student_best.safetensors") == sha256(b / "student_best.safetensors")
     logs = [[json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()] for run in (a, b)]
     assert [line["epoch"] for line in logs[0]] == [line["epoch"] for line in logs[1]]
+    for log in logs:
+        assert sum(line["seconds"] for line in log) == pytest.approx(log[-1]["total_seconds"])
     for ours, theirs in zip(*logs):
+        assert ours["images"] == theirs["images"]
         assert ours["valid"] == theirs["valid"] and ours["loss"] == pytest.approx(theirs["loss"], rel=1e-12)
 
 
