@@ -30,7 +30,7 @@ def interpreted(tmp_path_factory):
     pytest.importorskip("triton")
     out = tmp_path_factory.mktemp("interpreted") / "results.pt"
     done = subprocess.run(
-        [sys.executable, HERE / "run_interpreted.py", out], capture_output=True, text=True, timeout=900
+        [sys.executable, HERE / "run_interpreted.py", out], capture_output=True, text=True, timeout=280
     )
     if done.returncode == 77:
         pytest.skip(done.stdout)
