@@ -222,10 +222,10 @@ def test_step_asks_the_device_nothing(make_step, make_batches, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("count", [1, 2])
-def test_graph_is_the_same_as_eager(count, make_step, make_batches):
+def test_graph_is_the_same_as_eager(count, make_step, make_batches, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     device = torch.device("cuda")
     settings = ("train.channels_last=true", "train.precision=fp32")
-    torch.backends.cudnn.deterministic = True
     eager = [make_step("B0", *settings, device=device)[0] for _ in range(count)]
     captured = [make_step("B0", *settings, device=device)[0] for _ in range(count)]
     plain, graph = StepRunner(eager, use_graph=False), StepRunner(captured, use_graph=True)
