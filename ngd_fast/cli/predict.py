@@ -58,7 +58,7 @@ def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all
 
     student = Checkpoint.open(ckpt, image_size=img_size)
     class_names = tuple(student.meta["class_names"])
-    paths, archives = _inputs(inputs, image_root)
+    paths, archives = _inputs(inputs, image_root, class_names)
     if detect and archives:
         raise UserError(f"{archives[0].source}: an NPZ holds cropped faces; leave --detect out")
 
@@ -101,16 +101,14 @@ def _kind_of(out: str | None) -> str:
     return suffix[1:]
 
 
-def _inputs(inputs, image_root) -> tuple[list[str], list]:
+def _inputs(inputs, image_root, class_names) -> tuple[list[str], list]:
     """Paths of all image files, and the faces of each NPZ."""
-    from ngd_fast.faces.dataset import Faces
-
     if image_root is not None and not any(Path(path).suffix.lower() == ".csv" for path in inputs):
         raise UserError("--image-root is where a CSV's paths start from; give a CSV list with it")
     paths, archives = [], []
     for path in map(Path, inputs):
         if path.suffix.lower() == ".npz":
-            archives.append(Faces.load(path))
+            archives.append(_faces_in(path, class_names))
         elif path.is_dir():
             paths += _images_below(path)
         elif path.suffix.lower() == ".csv":
@@ -175,6 +173,18 @@ def _images_below(folder: Path) -> list[str]:
     if others:
         say(f"{folder}: skipped {others.total()} files that are not read as images ({describe_suffixes(others)})")
     return list(map(str, found))
+
+
+def _faces_in(path: Path, class_names: Sequence[str]):
+    """The images of an NPZ and their names: labels, where it has them, play no part here."""
+    from ngd_fast.artifacts.files import load_npz
+    from ngd_fast.faces.dataset import Faces
+
+    arrays = load_npz(path, ("images",))
+    names = None
+    if "names" in arrays:
+        names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in arrays["names"].tolist()]
+    return Faces(images=arrays["images"], names=names, class_names=class_names, source=str(path))
 
 
 def _paths_in(path: Path, image_root: str | None) -> list[str]:

@@ -164,7 +164,11 @@ def test_predict_images_folders_and_lists(ckpt, faces, tmp_path, capsys):
         probabilities = {name: float(row[name]) for name in CLASS_NAMES}
         assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
         assert probabilities[row["top_class"]] == float(row["confidence"]) == max(probabilities.values())
-    # labels in the list are of no concern: no class map is needed
+    # labels are of no concern: a list needs no class map, an NPZ none at all
+    np.savez(tmp_path / "bare.npz", images=np.load(faces / "toy.npz")["images"])
+    assert call("predict", "--ckpt", ckpt, tmp_path / "bare.npz") == 0
+    bare = list(csv.DictReader(capsys.readouterr().out.splitlines()))
+    assert [row["confidence"] for row in bare] == [row["confidence"] for row in rows[3:]]
     assert call(
         "predict", "--ckpt", ckpt, faces / "list.csv", "--image-root", faces / "tree", "--out", tmp_path / "p.json"
     ) == 0  # fmt: skip
