@@ -85,7 +85,7 @@ class Bench:
 
 def benches() -> list[Bench]:
     """In the order of their turns: what matters most comes first, should time run out."""
-    ways = ("graph", "graph, stem by layers", "graph, cuDNN timed", "graph, 2 students", "graph, 4 students")
+    ways = ("graph", "graph, stem by layers", "graph, kernels timed", "graph, 2 students", "graph, 4 students")
     ours = [f"ngd_fast {way}" for way in ways]
     plain = [f"PyTorch {how}" for how in ("eager", "compiled", "graph")]
     steps = {

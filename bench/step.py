@@ -32,7 +32,7 @@ WAYS = {
     "compiled": Way(True, False),
     "graph": Way(True, True),
     "graph, stem by layers": Way(True, True, settings={"model": {"stem": "layers"}}),
-    "graph, cuDNN timed": Way(True, True, settings={"train": {"deterministic": False}}),
+    "graph, kernels timed": Way(True, True, settings={"train": {"deterministic": False}}),
     "graph, 2 students": Way(True, True, 2),
     "graph, 4 students": Way(True, True, 4),
 }
@@ -234,6 +234,7 @@ def _our_images(config, student, inputs: Inputs) -> Tensor:
 
 def _our_teacher(way: Way, config, inputs: Inputs):
     from ngd_fast.student.kd_teacher import CachedTeacher, LiveTeacher, LogitsOnly, fold_batch_norms
+    from ngd_fast.student.networks import compile_network
 
     if inputs.variant == "B3-cached":
         return CachedTeacher(inputs.cache, config.augment, config.seed)
@@ -242,8 +243,9 @@ def _our_teacher(way: Way, config, inputs: Inputs):
     network = LogitsOnly(inputs.network(inputs.teacher_arch)).eval().requires_grad_(False)
     fold_batch_norms(network)
     network = network.to(inputs.device, memory_format=torch.channels_last)
-    module = torch.compile(network) if way.compiled else network
-    return LiveTeacher(module, autocast=plain.amp_dtype(inputs.device))
+    if way.compiled:
+        network = compile_network(network, deterministic=config.train.deterministic)
+    return LiveTeacher(network, autocast=plain.amp_dtype(inputs.device))
 
 
 def _with_cudnn(call: _timing.Call, *, deterministic: bool) -> _timing.Call:

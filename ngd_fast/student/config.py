@@ -182,7 +182,7 @@ class TrainConfig(Config):
     cuda_graph: Literal["auto"] | bool = "auto"
     """The whole step as one CUDA graph; auto: on a GPU that trains alone."""
     deterministic: bool = True
-    """Only cuDNN algorithms that give the same bits each time, chosen without timing them."""
+    """Only algorithms that give the same bits each time, of cuDNN and in compiled code, chosen without timing them."""
     sync_bn: bool = False
     """Batch-norm statistics over all ranks (GPU only); else each rank has its own."""
     ema: float | None = Field(None, gt=0, lt=1)

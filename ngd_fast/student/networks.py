@@ -113,6 +113,21 @@ def _timm_backbone(name: str, pretrained: bool, image_size: int | None) -> tuple
     return backbone, getattr(backbone, "head_hidden_size", None) or backbone.num_features
 
 
+def compile_network(network: nn.Module, *, deterministic: bool) -> nn.Module:
+    """torch.compile of a student or a teacher, with code of its own for each size of images.
+
+    ``deterministic``: no kernel is chosen by timing it where the choice decides over bits, as that of a reduction does.
+    """
+    options = None
+    if deterministic:
+        from torch._inductor import config
+
+        # Older ones (2.8) know only a switch for all kernels.
+        known = hasattr(config, "deterministic")
+        options = {"deterministic": True} if known else {"triton.autotune_pointwise": False}
+    return torch.compile(network, dynamic=False, options=options)
+
+
 def weight_decay_groups(module: nn.Module, weight_decay: float, *, everything: bool) -> list[dict]:
     """Parameter groups for AdamW: ``everything`` decays all (the paper's plain AdamW), else vectors are spared.
 

@@ -28,7 +28,7 @@ from ngd_fast.student.kd_teacher import (
     cached_logits,
     load_kd_teacher,
 )
-from ngd_fast.student.networks import build_student
+from ngd_fast.student.networks import build_student, compile_network
 from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, alone_in, is_finished
@@ -258,8 +258,9 @@ def _make_teacher(
     autocast = AUTOCAST[config.train.precision]
     if not kd.cached:
         _require_sizes(config, f"teacher {kd.teacher}", network, feed.channels, device)
-        module = torch.compile(network, dynamic=False) if _on("compile", config, device) else network
-        return LiveTeacher(module, autocast=autocast)
+        if _on("compile", config, device):
+            network = compile_network(network, deterministic=config.train.deterministic)
+        return LiveTeacher(network, autocast=autocast)
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
         cache, network, checksum, feed.faces, device=device, autocast=autocast, **options

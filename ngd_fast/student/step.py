@@ -20,7 +20,7 @@ from ngd_fast.objective import functional
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.config import CEConfig, StudentConfig
 from ngd_fast.student.distributed import Ranks
-from ngd_fast.student.networks import Student, weight_decay_groups
+from ngd_fast.student.networks import Student, compile_network, weight_decay_groups
 
 TERMS = ("loss", "ce", "kd", "proto", "geo_var", "geo_margin", "grad_norm")
 """Columns of a step's history; all but the first and last unweighted."""
@@ -80,8 +80,8 @@ class StudentStep:
         self._objective_constants(class_counts, bank)
 
     def _wrap(self, student: Student, compiled: bool) -> nn.Module:
-        # Code of its own for each size of images that train.resolution goes through.
-        network = torch.compile(student, dynamic=False) if compiled else student
+        deterministic = self.config.train.deterministic
+        network = compile_network(student, deterministic=deterministic) if compiled else student
         if self.ranks.world_size == 1:
             return network
         devices = [self.device.index] if self.device.type == "cuda" else None

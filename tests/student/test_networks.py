@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from ngd_fast.errors import UserError
-from ngd_fast.student.networks import build_student, weight_decay_groups
+from ngd_fast.student.networks import build_student, compile_network, weight_decay_groups
 from ngd_fast.student.resnet import ResNet, parse_arch
 from ngd_fast.student.weights import load_backbone_weights, load_student, save_student
 
@@ -122,6 +122,21 @@ def test_weight_decay_can_spare_vectors():
     assert [p.ndim for p in decayed["params"]] == [4] and [p.ndim for p in spared["params"]] == [1, 1, 1]
     assert (decayed["weight_decay"], spared["weight_decay"]) == (0.05, 0.0)
     assert len(weight_decay_groups(module, 0.05, everything=True)[0]["params"]) == 4
+
+
+@pytest.mark.parametrize("deterministic", [True, False])
+def test_reductions_are_timed_only_where_bits_may_differ(deterministic, monkeypatch):
+    given = []
+
+    def compile_fx(graph, inputs, *, config_patches, **_):
+        given.append(config_patches)
+        return graph.forward
+
+    monkeypatch.setattr("torch._inductor.compile_fx.compile_fx", compile_fx)
+    compile_network(nn.Linear(2, 2), deterministic=deterministic)(torch.ones(1, 2))
+    (options,) = given
+    assert bool(options) is deterministic
+    assert options in ({}, {"deterministic": True}, {"triton.autotune_pointwise": False})
 
 
 @pytest.fixture
