@@ -11,6 +11,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 NAMES = ("reference", "cpu", "triton", "cuda")
 #: What the CUDA and Triton kernels are compiled for; the C++ backend has no such limits.
@@ -136,6 +137,8 @@ def _unfit(
         ):
             if size > limit:
                 return f"{what} = {size} is above its limit of {limit}"
+    if forward_ad._current_level >= 0:
+        return "has no forward-mode derivative (take backend='reference')"
     if torch.is_grad_enabled():
         for what, tensor in zip(
             ("target", "prototypes", "prior", "teacher_logits", "class_weight", "geo_weight"), constants

@@ -168,6 +168,20 @@ def test_gradient_by_anything_else_is_the_references(backend, name):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_forward_mode_is_the_references(backend):
+    case = mapped(make(), lambda t: t.to(device_of(backend)))
+    direction = torch.ones_like(case["logits"]).cumsum(1)
+
+    def total(logits, backend=None):
+        return functional.ngd_objective(**{**case, "logits": logits}, backend=backend).total
+
+    _, slope = torch.func.jvp(total, (case["logits"],), (direction,))
+    assert float(slope) == pytest.approx(float((truth(make()).logits * direction.cpu()).sum()), rel=1e-4)
+    with pytest.raises(RuntimeError, match="no forward-mode derivative"):
+        torch.func.jvp(lambda logits: total(logits, backend), (case["logits"],), (direction,))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend):
     case, leaves = on_device(make(), backend)
     plain = functional.ngd_objective(**case, backend=backend)
