@@ -22,6 +22,10 @@ def Field(default=_UNSET, **constraints):
     return default
 
 
+def field_validator(*names):
+    return lambda function: function
+
+
 def model_validator(*, mode):
     return lambda function: function
 
