@@ -8,6 +8,7 @@ from pathlib import Path
 from ngd_fast.artifacts.files import read_json
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
 from ngd_fast.artifacts.verify import require_untouched
+from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.metrics import PROTOCOLS
 from ngd_fast.evaluation.predictions import Predictions
@@ -79,16 +80,37 @@ def load_results(paths: Sequence[str | Path]) -> list[Result]:
 
 
 def _without_repeats(results: list[Result]) -> list[Result]:
-    """Drop a run's second evaluation on a dataset where it says the same; refuse it where it says something else."""
+    """Drop a student's second evaluation on a dataset where it says the same, or is its validation once more in another
+    precision than it was trained in; refuse it where it says something else."""
     kept: dict[tuple, Result] = {}
     for result in results:
         first = kept.setdefault((result.student, result.dataset), result)
-        if first.blocks != result.blocks:
+        if first.blocks == result.blocks:
+            continue
+        if _is_validation_again(first, result):
+            again = result
+        elif _is_validation_again(result, first):
+            again, kept[result.student, result.dataset] = first, result
+        else:
             raise UserError(
                 f"{result.run} on {result.dataset} has two results that differ: {first.path} and {result.path}; "
                 "name the folders that belong into the table"
             )
+        say(f"{again.folder}: {again.run} on its validation faces once more, in float32; the run's own metrics stand")
     return list(kept.values())
+
+
+def _is_validation_again(own: Result, other: Result) -> bool:
+    """Whether ``other`` evaluates the weights of the run ``own`` on as many faces in the same way as its validation."""
+    weights = (own.fingerprint or {}).get("files", {}).get("weights", {}).get("sha256")
+    return (
+        own.split == "valid"
+        and weights is not None
+        and other.data.get("checkpoint", {}).get("sha256") == weights
+        and not other.data.get("flip_tta")
+        and other.data.get("image_size") == own.data.get("config", {}).get("image_size")
+        and other.blocks[PROTOCOLS[0]]["n"] == own.blocks[PROTOCOLS[0]]["n"]
+    )
 
 
 def _metrics_files(path: Path) -> list[Path]:

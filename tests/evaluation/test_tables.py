@@ -154,6 +154,27 @@ def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
         write_tables([suite / "B0_seed1", shorter], tmp_path / "viz")
 
 
+def test_a_validation_done_again_in_float32_gives_way_to_the_run(suite, tmp_path, capsys):
+    """``evaluate`` on the validation faces of a run trained in bfloat16 differs in the last digits."""
+    run = renamed(suite / "B0_seed1", tmp_path / "B0_seed1", config={"image_size": 48})
+    fingerprint = read_json(run / "ablation_fingerprint.json")
+    fingerprint["files"]["weights"] = {"path": "student_best.safetensors", "sha256": "a" * 64}
+    write_json(run / "ablation_fingerprint.json", fingerprint)
+    blocks = read_json(run / "metrics.json")["valid"]
+    blocks["eight_way"]["ece"] += 1e-5
+    meta = {"run": "B0_seed1", "variant": "B0", "seed": 1, "dataset": "faces_valid", "flip_tta": False}
+    again = meta | {"image_size": 48, "checkpoint": {"sha256": "a" * 64}} | blocks
+    for folder in ("B0_again", "xval"):
+        write_json(tmp_path / folder / "metrics.json", again)
+        (result,) = load_results([run, tmp_path / folder])
+        assert result.folder == run
+        assert f"{folder}: B0_seed1 on its validation faces once more" in capsys.readouterr().err
+    for change in ({"flip_tta": True}, {"image_size": 64}, {"checkpoint": {"sha256": "b" * 64}}):
+        write_json(tmp_path / "xval" / "metrics.json", again | change)
+        with pytest.raises(UserError, match="two results that differ"):
+            load_results([run, tmp_path / "xval"])
+
+
 def test_variants_are_paired_only_on_the_same_rows(suite, tmp_path):
     """The same faces in another order are resampled otherwise: equal students would seem to differ by chance."""
     runs = [renamed(suite / "B0_seed1", tmp_path / v, variant=v) for v in ("B0", "B1")]
