@@ -181,17 +181,20 @@ def cached_logits(
     *,
     device: torch.device,
     autocast: torch.dtype | None,
+    workers: int = 0,
     **feed_options,
 ) -> np.ndarray:
     """Memory-mapped float16 [2, N, C]: ``teacher``'s logits on ``faces`` plain and mirrored, computed once.
 
     The file's name is a hash of the teacher's checksum, the data's checksum and the view's geometry, so that it is
-    never stale. ``feed_options``: image_size, mean, std, grey as for make_feed.
+    never stale. ``workers``: threads that prepare the faces. ``feed_options``: image_size, mean, std, grey as for
+    make_feed.
     """
     text = repr((checksum, faces.checksum, sorted(feed_options.items()), str(autocast)))
     path = Path(folder) / f"kd_logits_{hashlib.sha256(text.encode()).hexdigest()[:16]}.npy"
     if not path.exists():
-        feed = make_feed(faces, kind="torch", batch_size=256, train=False, device=device, **feed_options)
+        options = {"kind": "torch", "batch_size": 256, "train": False, "device": device, "num_workers": workers}
+        feed = make_feed(faces, **options, **feed_options)
         live = LiveTeacher(teacher, autocast=autocast)
         rows = []
         for batch in progress(feed.epoch(0), desc="teacher logits", total=feed.steps_per_epoch, unit="batch"):

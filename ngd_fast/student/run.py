@@ -67,8 +67,11 @@ def train_students(
         inputs = [load_inputs(config)]
         inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
         for c, folder in zip(configs, folders):
-            _require_backend(c, device)
+            backend = _choose_backend(c, device)
             require_free(folder, resume=resume)
+        fastest = "cpu" if device.type == "cpu" else "cuda"
+        if ranks.is_main and backend != fastest and config.objective.backend is None:
+            say(f"objective: {backend} ({fastest}: {backends.why_not(fastest) or 'not for such sizes'})")
         ranks.barrier()  # before rank 0 fills the folders that the others look into
         metrics = _train(configs, folders, inputs, ranks, device, resume)
         ranks.barrier()
@@ -263,7 +266,14 @@ def _make_teacher(
         return LiveTeacher(network, autocast=autocast)
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
-        cache, network, checksum, feed.faces, device=device, autocast=autocast, **options
+        cache,
+        network,
+        checksum,
+        feed.faces,
+        device=device,
+        autocast=autocast,
+        workers=config.feed.workers,
+        **options,
     )
     if ranks.is_main:
         compute()
@@ -330,10 +340,10 @@ def _require_alike(configs: Sequence[StudentConfig]) -> None:
             raise UserError(f"{configs[0].name} and {config.name} cannot train side by side: they differ in {keys[0]}")
 
 
-def _require_backend(config: StudentConfig, device: torch.device) -> None:
-    """Raise UserError where objective.backend names one that cannot train this student on this device."""
+def _choose_backend(config: StudentConfig, device: torch.device) -> str:
+    """The objective's backend; raises UserError where the one named cannot train this student on this device."""
     features = torch.empty(0, config.model.embedding_dim, device=device)
     try:
-        backends.choose(config.objective.backend, features, *[None] * 7, num_classes=len(CLASS_NAMES))
+        return backends.choose(config.objective.backend, features, *[None] * 7, num_classes=len(CLASS_NAMES))
     except RuntimeError as error:
         raise UserError(f"objective.backend: {error}") from None

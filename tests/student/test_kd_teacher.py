@@ -11,9 +11,11 @@ from ngd_fast.faces.augment import AugmentConfig
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import make_feed
+from ngd_fast.student import kd_teacher
 from ngd_fast.student.kd_teacher import CachedTeacher, LiveTeacher, cached_logits, fold_batch_norms, load_kd_teacher
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.resnet import ResNet
+from ngd_fast.student.run import train_student
 
 VIEW = {"image_size": 24, "mean": 0.5, "std": 0.25, "grey": False}
 
@@ -99,6 +101,19 @@ def test_cached_logits_are_computed_once_for_each_teacher_and_view(teacher, file
     cached_logits(tmp_path, network, "other", faces, **options, **VIEW)
     cached_logits(tmp_path, network, checksum, faces, **options, **{**VIEW, "image_size": 32})
     assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_cached_logits_are_computed_with_the_feeds_workers(small_config, teacher, tmp_path, monkeypatch):
+    asked = []
+
+    def asking(faces, **options):
+        asked.append(options["num_workers"])
+        return make_feed(faces, **options)
+
+    monkeypatch.setattr(kd_teacher, "make_feed", asking)
+    kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true")
+    train_student(small_config("B1", *kd, "feed.workers=2", "train.epochs=1"), tmp_path / "run")
+    assert asked == [2]
 
 
 def test_damaged_cache_is_named(teacher, files, tmp_path):
