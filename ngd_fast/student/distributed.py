@@ -74,7 +74,8 @@ def join_ranks(device: str) -> tuple[Ranks, torch.device]:
         torch.cuda.set_device(chosen)
     if world_size > 1 and not dist.is_initialized():
         backend = "nccl" if chosen.type == "cuda" else "gloo"
-        timeout = datetime.timedelta(minutes=10)
+        # The others wait for rank 0 while it computes a teacher's logits; of a rank that dies torchrun tells them.
+        timeout = datetime.timedelta(hours=2)
         store, rank, size = next(rendezvous("env://", timeout=timeout))
         # torchrun's store outlives a restart: without a prefix the ranks of now would read the addresses of the dead.
         store = dist.PrefixStore(f"restart {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
