@@ -66,8 +66,8 @@ def train_students(
             return [read_json(folder / METRICS_NAME) for folder in folders]
         inputs = [load_inputs(config)]
         inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
-        for c, folder in zip(configs, folders):
-            backend = _choose_backend(c, device)
+        backend, *_ = [_choose_backend(c, device) for c in configs]
+        for folder in folders:
             require_free(folder, resume=resume)
         fastest = "cpu" if device.type == "cpu" else "cuda"
         if ranks.is_main and backend != fastest and config.objective.backend is None:

@@ -6,6 +6,7 @@ import torch
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.objective import backends
 from ngd_fast.student.run import train_student
 from ngd_fast.student.weights import load_student
 
@@ -34,6 +35,14 @@ def test_unfit_configurations_are_refused_and_leave_nothing(small_config, tmp_pa
     with pytest.raises(UserError, match=message):
         train_student(small_config("B0", *overrides), tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_it_is_said_where_the_objective_is_not_the_fastest(small_config, tmp_path, monkeypatch, capsys):
+    why_not = backends.why_not
+    monkeypatch.setattr(backends, "why_not", lambda name: "built with PyTorch 2" if name == "cpu" else why_not(name))
+    with pytest.raises(UserError, match=r"lower train\.accumulation"):
+        train_student(small_config("B0", "train.accumulation=7"), tmp_path / "run")
+    assert "objective: reference (cpu: built with PyTorch 2)\n" in capsys.readouterr().err
 
 
 def test_kd_without_a_teacher_and_proto_without_a_bank_are_refused(small_config, tmp_path):
