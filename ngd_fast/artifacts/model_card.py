@@ -53,6 +53,12 @@ def _training(run: Result, fingerprint: dict) -> str:
         weights = fingerprint.get("weights", {})
         terms = [f"{name} ({weights[name]:g})" if name in weights else name for name in on]
         lines.append(f"- Terms of the objective (weight): {', '.join(terms)}")
+    config = run.data.get("config")
+    if config:
+        lines.append(
+            f"- Setting: {config['arch']} at {config['image_size']} px, {config['epochs']} epochs, batches of "
+            f"{config['batch_size']}, learning rate {config['lr']:g}, {config['precision']}"
+        )
     if "best_epoch" in run.data:
         lines.append(f"- Chosen: epoch {run.data['best_epoch']}, on the validation split of {run.dataset}")
     environment = fingerprint.get("environment", {})
@@ -68,7 +74,9 @@ def _training(run: Result, fingerprint: dict) -> str:
 
 def _metrics(results: Sequence[Result]) -> str:
     head = ["Dataset", "Protocol", "n", *TITLES.values()]
-    lines = ["## Metrics\n", "In %, with 95 % stratified bootstrap intervals.\n", *_header(head)]
+    intervals = all("ci" in block for result in results for block in result.blocks.values())
+    unit = "In %, with 95 % stratified bootstrap intervals.\n" if intervals else "In %.\n"
+    lines = ["## Metrics\n", unit, *_header(head)]
     for result in results:
         for protocol, block in result.blocks.items():
             cells = [result.dataset, PROTOCOL_TITLES[protocol], str(block["n"])]

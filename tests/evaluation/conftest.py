@@ -39,6 +39,14 @@ def write_run(folder, *, variant="B0", seed=1, signal=2.0, resamples=50):
         "dataset": predictions.dataset,
         "best_epoch": 3,
         "valid": evaluate_predictions(predictions, bootstrap=resamples),
+        "config": {
+            "arch": "resnet18",
+            "image_size": 48,
+            "epochs": 4,
+            "batch_size": 64,
+            "lr": 2e-4,
+            "precision": "bf16",
+        },
     }
     write_json(folder / "metrics.json", metrics)
     geo = "{var_cap: 0.2, margin: 0.5, schedule: {kind: late_cosine, start: 1.0, end: 3.0}}"

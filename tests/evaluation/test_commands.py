@@ -19,6 +19,8 @@ from ngd_fast.faces.detection import FaceBox
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.weights import save_student
 
+from .conftest import write_run
+
 
 def call(*arguments):
     with pytest.raises(SystemExit) as stop:
@@ -264,6 +266,8 @@ def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
     card = (tmp_path / "card.md").read_text()
     accuracy = read_json(run / "metrics.json")["valid"]["eight_way"]["accuracy"]
     assert f"{100 * accuracy:.2f} [" in card
+    assert "- Setting: resnet18 at 48 px, 4 epochs, batches of 64, learning rate 0.0002, bf16" in card
+    assert "95 % stratified bootstrap intervals" in card
     assert "- [ ] Reported with and without D-Geo" in card
     assert "- [x] Both protocols reported" in card
     assert "Diagnosis" in card
@@ -271,6 +275,14 @@ def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
     card = (tmp_path / "card.md").read_text()
     assert "- [x] Reported with and without D-Geo (against B2)" in card
     assert card.count("| B2_seed1 |") == 1, "both protocols are one where every class is present"
+
+
+def test_a_model_card_promises_no_intervals_that_were_not_computed(tmp_path):
+    run = write_run(tmp_path / "B0_seed1", resamples=0)
+    assert call("export", run, "--model-card", tmp_path / "card.md") == 0
+    card = (tmp_path / "card.md").read_text()
+    assert "95 %" not in card
+    assert "- [ ] Uncertainty reported" in card
 
 
 def test_a_model_card_from_the_file_of_weights(run, tmp_path):

@@ -140,8 +140,8 @@ def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
     with pytest.raises(UserError, match="both have seed 1, which would count as two"):
         write_tables([suite, again], tmp_path / "viz")
     longer = renamed(suite / "B0_seed1", tmp_path / "B0_seed3", seed=3, config={"epochs": 9, "device": "cuda"})
-    shorter = renamed(suite / "B0_seed1", tmp_path / "B0_seed4", seed=4, config={"epochs": 3, "device": "cpu"})
-    with pytest.raises(UserError, match=r"B0_seed3 and .*B0_seed4 differ in epochs \(9 and 3\)"):
+    shorter = renamed(suite / "B0_seed1", tmp_path / "B0_seed4", seed=4, config={"epochs": 4, "device": "cpu"})
+    with pytest.raises(UserError, match=r"B0_seed3 and .*B0_seed4 differ in epochs \(9 and 4\)"):
         write_tables([longer, shorter], tmp_path / "viz")
     mirrored = renamed(suite / "B1_seed2", tmp_path / "B1_mirrored", seed=3, flip_tta=True)
     plain = renamed(suite / "B1_seed2", tmp_path / "B1_plain", seed=4, flip_tta=False)
