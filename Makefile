@@ -36,7 +36,7 @@ $(BIN)/python:
 # torch comes first: everything that builds against it, or would pull another build of it, comes after. Nothing that an
 # environment has is upgraded: PyTorch 2.11, say, wants setuptools below 82.
 $(VENV)/.ngd_fast-torch: | $(BIN)/python
-	$(BIN)/python -m pip install -q "setuptools>=64" wheel ninja
+	$(BIN)/python -m pip install -q "setuptools>=64" wheel "pybind11>=2.12" ninja
 	$(BIN)/python -c "import torch" 2>/dev/null || $(BIN)/python -m pip install $(TORCH)
 	touch $@
 
