@@ -99,9 +99,18 @@ def find_why_not(name: str) -> str:
     if name == "cpu":
         return _CPU
     reason = _CUDA if name == "cuda" else _load_triton()
-    if not reason and not torch.cuda.is_available() and not (name == "triton" and interpreting()):
-        reason = "no CUDA device is visible" + (" (TRITON_INTERPRET=1 runs it on the CPU)" if name == "triton" else "")
-    return reason
+    if reason or (name == "triton" and interpreting()):
+        return reason
+    if not torch.cuda.is_available():
+        return "no CUDA device is visible" + (" (TRITON_INTERPRET=1 runs it on the CPU)" if name == "triton" else "")
+    return _too_old()
+
+
+@functools.cache
+def _too_old() -> str:
+    """Whether the GPU has the instructions that the kernels are written in: bfloat16 and TF32 on tensor cores."""
+    major, minor = torch.cuda.get_device_capability()
+    return "" if major >= 8 else f"needs a GPU of compute capability 8.0 or later, this one has {major}.{minor}"
 
 
 def available() -> tuple[str, ...]:

@@ -121,6 +121,22 @@ def test_missing_backend_says_why(monkeypatch):
     assert "cpu" not in backends.available()
 
 
+@pytest.mark.parametrize("name", ["cuda", "triton"])
+def test_a_gpu_that_is_too_old(monkeypatch, name):
+    """A launch there fails with "no kernel image", where backend=None must take the reference."""
+    monkeypatch.setattr(backends, "_CUDA", "")
+    monkeypatch.setattr(backends, "_load_triton", lambda: "")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for capability, reason in (
+        ((7, 5), "needs a GPU of compute capability 8.0 or later, this one has 7.5"),
+        ((8, 0), ""),
+    ):
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
+        backends._too_old.cache_clear()
+        assert backends.find_why_not(name) == reason
+    backends._too_old.cache_clear()
+
+
 def test_a_backend_for_another_device_says_so():
     for name in ("cuda", "triton"):
         with pytest.raises(RuntimeError, match=f"backend '{name}'"):
