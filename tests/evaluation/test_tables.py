@@ -99,6 +99,7 @@ def test_latex_compiles(outs, tmp_path, columns):
 
 def test_special_characters_are_escaped():
     assert escape("a_b & 5% {x}") == r"a\_b \& 5\% \{x\}"
+    assert escape("<a|b>") == r"\textless{}a\textbar{}b\textgreater{}"
 
 
 def test_classes_keep_their_order_on_disk(suite):
