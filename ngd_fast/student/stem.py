@@ -102,6 +102,7 @@ def _setup_context(ctx, inputs, output):
     if want_index:
         ctx.save_for_backward(images, weight, gamma, index, kernel, statistics, taps)
     ctx.mark_non_differentiable(index, kernel, statistics, taps)
+    ctx.set_materialize_grads(False)  # zeros for these four would be as much memory as the index
 
 
 def _backward(ctx, grad_out, *_):
