@@ -19,6 +19,8 @@ StemShape shape_of(const at::Tensor& images, const at::Tensor& weight) {
                     "weight: wanted shape [C, I, 7, 7], got ", weight.sizes());
   TORCH_CHECK_VALUE(images.dim() == 4 && images.size(1) == 1, "images: wanted shape [N, 1, H, W], got ",
                     images.sizes());
+  // The dispatcher comes here for any tensor on a GPU; the others need not be there.
+  TORCH_CHECK_VALUE(images.is_cuda(), "images: wanted a tensor on a GPU, got one on ", images.device());
   at::ScalarType type = images.scalar_type();
   TORCH_CHECK_TYPE(type == at::kBFloat16 || type == at::kHalf, "images: wanted bfloat16 or float16, got ", type);
   TORCH_CHECK_VALUE(images.is_contiguous(), "images: wanted a contiguous tensor");
@@ -52,6 +54,11 @@ const float* floats(const Optional& t, at::IntArrayRef sizes, const at::Tensor& 
   return t->const_data_ptr<float>();
 }
 
+// The kernels move up to 16 bytes at once; a view may begin anywhere.
+at::Tensor aligned(const at::Tensor& t) {
+  return reinterpret_cast<uintptr_t>(t.const_data_ptr()) % 16 == 0 ? t : t.clone();
+}
+
 at::Tensor workspace_for(const StemShape& shape, const at::Tensor& images) {
   return at::empty({int64_t(stem_workspace(shape))}, images.options().dtype(at::kByte));
 }
@@ -59,11 +66,12 @@ at::Tensor workspace_for(const StemShape& shape, const at::Tensor& images) {
 std::tuple<at::Tensor, at::Tensor, at::Tensor, at::Tensor, at::Tensor> stem_fwd(
     const at::Tensor& images, const at::Tensor& weight, const Optional& gamma, const Optional& beta,
     const Optional& mean, const Optional& variance, bool batch_statistics, double epsilon, bool want_index) {
-  c10::cuda::CUDAGuard guard(images.device());
   StemForward args;
   args.shape = shape_of(images, weight);
+  c10::cuda::CUDAGuard guard(images.device());
   const int64_t channels = args.shape.channels;
-  args.image = images.const_data_ptr();
+  const at::Tensor own_images = aligned(images);
+  args.image = own_images.const_data_ptr();
   args.weight = floats(weight, weight.sizes(), images, "weight");
   args.gamma = floats(gamma, {channels}, images, "gamma");
   args.beta = floats(beta, {channels}, images, "beta");
@@ -98,14 +106,15 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> stem_bwd(const at::Tensor& grad_o
                                                         bool batch_statistics) {
   TORCH_CHECK_VALUE(grad_out.sizes() == index.sizes(), "grad_out: wanted shape ", index.sizes(), ", got ",
                     grad_out.sizes());
-  c10::cuda::CUDAGuard guard(images.device());
   StemBackward args;
   args.shape = shape_of(images, weight);
+  c10::cuda::CUDAGuard guard(images.device());
   const int64_t channels = args.shape.channels;
-  const at::Tensor own_grad = grad_out.to(images.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast);
+  const at::Tensor own_images = aligned(images);
+  const at::Tensor own_grad = aligned(grad_out.to(images.scalar_type()).contiguous(at::MemoryFormat::ChannelsLast));
   at::Tensor grad_weight = at::empty_like(weight);  // in its layout: autograd would copy another
   at::Tensor grad_gamma = at::empty({channels}, weight.options()), grad_beta = at::empty({channels}, weight.options());
-  args.image = images.const_data_ptr();
+  args.image = own_images.const_data_ptr();
   args.gamma = floats(gamma, {channels}, images, "gamma");
   args.batch_statistics = batch_statistics;
   args.kernel = kernel.const_data_ptr();

@@ -6,6 +6,7 @@ import pytest
 import torch
 from emulated_stem import give_cpu_kernels
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ngd_fast.student import stem
 from ngd_fast.student.resnet import ResNet
@@ -62,6 +63,18 @@ def plain(images, conv, norm, grad_out):
 
 def error(got, want):
     return float((got.detach().double() - want).norm() / want.norm())
+
+
+class Operators(TorchDispatchMode):
+    """Notes the names of the operators that are called."""
+
+    def __enter__(self):
+        self.names = []
+        return super().__enter__()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.names.append(func._schema.name)
+        return func(*args, **(kwargs or {}))
 
 
 CASES = {
@@ -173,6 +186,14 @@ def test_kernel_of_one_plane_and_no_gradient(on_cpu):
     out, *_ = torch.ops.ngd_fast.stem_fwd(*args, False)
     with pytest.raises(RuntimeError, match="without want_index"):
         out.sum().backward()
+
+
+def test_backward_makes_no_zeros_for_what_has_no_gradient(on_cpu):
+    conv, norm = layers(32)
+    out = stem.grey_stem(faces(1, 16, 16, torch.bfloat16), conv, norm)
+    with Operators() as called:
+        out.backward(torch.ones_like(out))
+    assert "ngd_fast::stem_bwd" in called.names and not any("zeros" in name for name in called.names)
 
 
 def test_a_constant_channel(on_cpu):
@@ -335,10 +356,36 @@ class TestOnGpu:
         assert all(map(torch.equal, first, captured))
         assert int(norm.num_batches_tracked) == 1
 
-    def test_beyond_a_gigabyte(self):
-        """Offsets of more than 2^31 bytes."""
-        conv, norm, images, grad_out = self.make(count=1400)
+    def test_images_and_gradient_anywhere_in_memory(self):
+        """A view that begins two bytes behind 16 of them, which the kernels cannot read as they are."""
+        conv, norm, images, grad_out = self.make(count=2, size=32)
+
+        def moved(tensor):
+            return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
+
+        grad_out = grad_out.permute(0, 2, 3, 1).contiguous()
+        plain, shifted = (
+            self.run(stem.grey_stem, conv, norm, move(images), move(grad_out).permute(0, 3, 1, 2))
+            for move in (torch.clone, moved)
+        )
+        assert all(map(torch.equal, plain, shifted))
+
+    def test_images_on_the_cpu_are_named(self):
+        conv, norm, images, _ = self.make(count=1, size=16)
+        with pytest.raises(ValueError, match="images: wanted a tensor on a GPU, got one on cpu"):
+            stem.grey_stem(images.cpu(), conv, norm)
+
+    def test_offsets_beyond_32_bits(self):
+        """More than 2^31 values in the output, of eight images again and again."""
+        if torch.cuda.mem_get_info()[0] < 20e9:
+            pytest.skip("needs 20 GB of device memory")
+        conv, norm, images, grad_out = self.make()
         norm.eval()
-        out, *_ = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        few, *_ = self.run(stem.grey_stem, conv, norm, images[-2:], grad_out[-2:])
-        assert torch.equal(out[-2:], few)
+        few, *few_grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        times = 2**31 // few.numel() + 1
+        images, grad_out = (tensor.repeat(times, 1, 1, 1) for tensor in (images, grad_out))
+        out, *grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
+        assert torch.equal(out[:8], few) and torch.equal(out[-8:], few)
+        for got, want in zip(grads, few_grads):
+            # Sums of float32 over a thousand times as many rows; a wrong offset would change the first digit.
+            assert error(got / times, want.double()) < 1e-2
