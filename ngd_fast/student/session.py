@@ -162,11 +162,8 @@ class Session:
 
     # -- at an epoch's end --------------------------------------------------------------------------------------------
 
-    def end_epoch(self, feed: Feed, more: Mapping[str, float]) -> dict[str, float]:
-        """Validate, keep the student if it is the best, log (``more`` too), and write a checkpoint if it is time.
-
-        Returns valid's metrics on rank 0.
-        """
+    def end_epoch(self, feed: Feed, more: Mapping[str, float]) -> None:
+        """Validate, keep the student if it is the best, log (``more`` too), and write a checkpoint if it is time."""
         module = self.step.student
         if self._averaged is not None:
             module = self._averaged
@@ -180,7 +177,6 @@ class Session:
         means["grad_norm"] = sums[-1] / max(1, progress.step - progress.skipped)
         progress.epoch, progress.step, progress.skipped = progress.epoch + 1, 0, 0
         progress.sums = [0.0] * len(TERMS)
-        valid = {}
         if self.ranks.is_main:
             valid = validation_metrics(feed.faces.labels[rows], logits, feed.faces.class_names)
             if valid[self.config.train.best_metric] > progress.best:
@@ -193,7 +189,6 @@ class Session:
         due = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
         if due or progress.epoch == self.config.train.epochs:
             self.save()
-        return valid
 
     def _meta(self) -> dict:
         data, model = self.config.data, self.config.model
