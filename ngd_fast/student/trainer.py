@@ -95,8 +95,13 @@ class Trainer:
         more = {"image_size": image_size}
         if clock.device.type == "cuda":
             more["memory_gib"] = _memory(clock.device)
-        for session in self.sessions:
-            session.end_epoch(self.valid_feed, more)
+        try:
+            for session in self.sessions:
+                session.end_epoch(self.valid_feed, more)
+        except torch.OutOfMemoryError as error:
+            size = self.config.valid_batch_size
+            advice = f"try --set train.valid_batch_size={max(1, size // 2)}"
+            raise UserError(f"a validation batch of {size} faces does not fit in the memory; {advice}") from error
         best = max(self.sessions, key=lambda s: s.progress.best).progress
         bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
         self.ranks.barrier()

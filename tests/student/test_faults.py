@@ -7,6 +7,7 @@ from runs import interrupt_at, kill_at
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.student import session
 from ngd_fast.student.run import train_student
 from ngd_fast.student.session import alone_in
 from ngd_fast.student.step import StudentStep
@@ -109,4 +110,13 @@ def test_too_little_device_memory_suggests_the_next_lower_batch(small_config, tm
 
     interrupt_at(monkeypatch, 1, out_of_memory)
     with pytest.raises(UserError, match=r"batch of 16 faces does not fit .*train\.batch_size=8"):
+        train_student(small_config("B0"), tmp_path / "run")
+
+
+def test_too_little_device_memory_for_validation_suggests_its_own_batch(small_config, tmp_path, monkeypatch):
+    def out_of_memory(*_, **__):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(session, "predict_feed", out_of_memory)
+    with pytest.raises(UserError, match=r"validation batch of 32 faces .*train\.valid_batch_size=16"):
         train_student(small_config("B0"), tmp_path / "run")
