@@ -79,7 +79,7 @@ def switches_of(rows: Sequence[Mapping]) -> list[str]:
 
 def best_of(rows: Sequence[Mapping], name: str) -> float:
     """The best mean of metric ``name`` among the rows."""
-    return (min if name in SMALLER_IS_BETTER else max)(row[name]["mean"] for row in rows)
+    return (min if name in SMALLER_IS_BETTER else max)(row[name]["mean"] for row in rows if name in row)
 
 
 def p_value(p: float) -> str:
@@ -107,7 +107,10 @@ def _cell(summary: Mapping, bold: bool) -> str:
 
 
 def _metric_cells(row: Mapping, rows: Sequence[Mapping], names: Sequence[str]) -> list[str]:
-    return [_cell(row[name], len(rows) > 1 and row[name]["mean"] == best_of(rows, name)) for name in names]
+    return [
+        _cell(row[name], len(rows) > 1 and row[name]["mean"] == best_of(rows, name)) if name in row else "--"
+        for name in names
+    ]
 
 
 def seeds_text(row: Mapping) -> str:
@@ -192,7 +195,8 @@ def _difference_cells(versus: Mapping | None) -> list[str]:
 
 def _xval(table: Mapping) -> str:
     every = [row for block in table["blocks"] for row in block["rows"]]
-    names = columns_of(every)
+    # a dataset of one class has no AUROC: that must not take it from the others
+    names = [name for name in TITLES if any(name in row for row in every)]
     body = [_line(["Variant", *(TITLES[n] for n in names)])]
     for block in table["blocks"]:
         title = f"{escape(block['dataset'])}, {PROTOCOL_TITLES[block['protocol']]} ($n={block['n']}$"

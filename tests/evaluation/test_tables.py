@@ -97,6 +97,16 @@ def test_latex_compiles(outs, tmp_path, columns):
     assert (tmp_path / "paper.pdf").stat().st_size > 1000
 
 
+def test_a_dataset_without_a_metric_leaves_it_to_the_others(outs):
+    table = xval_table(load_results([outs]))
+    whole = render(table)
+    assert "--" not in whole
+    for row in table["blocks"][0]["rows"]:
+        del row["auroc_macro"]
+    assert "AUROC" in render(table)
+    assert render(table).count("& -- &") == len(table["blocks"][0]["rows"])
+
+
 def test_special_characters_are_escaped():
     assert escape("a_b & 5% {x}") == r"a\_b \& 5\% \{x\}"
     assert escape("<a|b>") == r"\textless{}a\textbar{}b\textgreater{}"
