@@ -29,7 +29,7 @@ class Ranks:
     @property
     def is_restart(self) -> bool:
         """True in processes that torchrun started again after a failure."""
-        return self.world_size > 1 and int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
+        return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0)) > 0
 
     def any(self, flag: bool) -> bool:
         """True if any rank says so. With several ranks a collective call: all must make it."""

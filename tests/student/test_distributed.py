@@ -10,12 +10,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from runs import final_state
+from runs import final_state, kill_at
 
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.config import dump_config
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.distributed import Ranks
+from ngd_fast.student.run import train_student
 from ngd_fast.student.session import Session
 
 WORKER = Path(__file__).with_name("ddp_worker.py")
@@ -64,6 +65,13 @@ def test_a_rank_that_dies_is_started_again_from_the_last_checkpoint(small_config
     logged = lines[metrics["best_epoch"] - 1]["valid"]["ece"]
     assert logged == pytest.approx(metrics["valid"]["eight_way"]["ece"], abs=1e-7)
     assert result.stderr.count(" 0/192 [") == 1
+
+
+def test_a_process_that_torchrun_restarts_alone_continues_too(small_config, tmp_path, monkeypatch):
+    config = small_config("B0")
+    kill_at(monkeypatch, 8, config, tmp_path / "run")
+    monkeypatch.setenv("TORCHELASTIC_RESTART_COUNT", "1")
+    assert train_student(config, tmp_path / "run")["best_epoch"] > 0
 
 
 def test_checkpoint_within_an_epoch_holds_the_sums_of_all_ranks(make_step, tmp_path):
