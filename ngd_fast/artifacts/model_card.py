@@ -30,7 +30,7 @@ TERMS = (
 def model_card(run: Result, others: Sequence[Result] = ()) -> str:
     """Markdown for the run ``run``; ``others`` are its evaluations on other datasets and runs to compare it with."""
     fingerprint = run.fingerprint or {}
-    mine = [run, *(r for r in others if r.student == run.student and r.path != run.path)]
+    mine = [run, *(r for r in others if r.student == run.student and not r.path.samefile(run.path))]
     compared = [r for r in others if r.student != run.student]
     parts = [
         f"# Model card: {run.run}\n",

@@ -277,6 +277,12 @@ def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
     assert card.count("| B2_seed1 |") == 1, "both protocols are one where every class is present"
 
 
+def test_a_model_card_states_a_run_once(run, tmp_path, monkeypatch):
+    monkeypatch.chdir(run.parent)
+    assert call("export", run.name, "--model-card", "card.md", "--with", run.parent) == 0
+    assert (run.parent / "card.md").read_text().count("| faces_valid | 8-way |") == 1
+
+
 def test_a_model_card_promises_no_intervals_that_were_not_computed(tmp_path):
     run = write_run(tmp_path / "B0_seed1", resamples=0)
     assert call("export", run, "--model-card", tmp_path / "card.md") == 0
