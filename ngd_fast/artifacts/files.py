@@ -142,16 +142,11 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def write_sums(folder: str | Path, *, exclude: tuple[str, ...] = ()) -> Path:
+def write_sums(folder: str | Path) -> Path:
     """Write SHA256SUMS.txt over every file below ``folder`` in the form that ``sha256sum -c`` reads."""
     folder = Path(folder)
     files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name != SUMS_NAME and not p.name.startswith("."))
-    lines = [
-        f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n"
-        for p in files
-        if not any(p.relative_to(folder).match(pattern) for pattern in exclude)
-    ]
-    write_text(folder / SUMS_NAME, "".join(lines))
+    write_text(folder / SUMS_NAME, "".join(f"{sha256(p)}  {p.relative_to(folder).as_posix()}\n" for p in files))
     return folder / SUMS_NAME
 
 

@@ -34,7 +34,7 @@ class Predictions:
     features: np.ndarray | None = None
     """[N, D] float32 L2-normalised features of the penultimate layer, where kept."""
     meta: Mapping[str, str] = field(default_factory=dict)
-    """Where the file came from: checksums of the weights and of the data, temperature, flip averaging."""
+    """How they were made: whether averaged with the mirror image, and the type that the network computed in."""
 
     def __post_init__(self):
         set_field = lambda name, value: object.__setattr__(self, name, value)  # noqa: E731
