@@ -131,6 +131,8 @@ class GeoConfig(Config):
         unknown = [name for name in self.positive_classes if name not in CLASS_NAMES]
         if unknown:
             raise ValueError(f"positive_classes: {unknown[0]!r} is none of {', '.join(CLASS_NAMES)}")
+        if len(set(self.positive_classes)) < len(self.positive_classes):
+            raise ValueError(f"positive_classes: a class stands twice in {', '.join(self.positive_classes)}")
         return self
 
 

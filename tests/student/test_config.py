@@ -61,6 +61,8 @@ def test_wrong_values_are_named():
         load_student_config("B3", ["objective.geo.schedule.end=3"])
     with pytest.raises(UserError, match="'joy' is none of neutral"):
         load_student_config("B3", ["objective.geo.positive_classes=[joy]"])
+    with pytest.raises(UserError, match="a class stands twice in fear, fear"):
+        load_student_config("B3", ["objective.geo.positive_classes=[fear,fear]"])
     with pytest.raises(UserError, match=r"data\.std: must be above 0"):
         load_student_config("B0", ["data.std=[0.2,0.2,0]"])
     with pytest.raises(UserError, match=r"optimizer\.betas\.1: .* less than 1"):
