@@ -1,6 +1,6 @@
 """make gpu-check: where a GPU is, build the extension, run every GPU test and the benches, print a table.
 
-Needs torch with CUDA, its nvcc, triton, numpy, pytest and pytest-benchmark; no network. Under 8 minutes on one H200
+Needs torch with CUDA, its nvcc, triton, numpy, pytest, pip and setuptools; no network. Under 8 minutes on one H200
 with 16 cores. A short table comes last, everything goes to --out as JSON, what each part printed to a file beside it.
 Exit status: 0 all tests passed; 1 a test failed, or none ran, or the build failed; 2 no GPU is visible. A bench that
 fails is named above the verdict. Tests and benches of training want more packages (PyYAML, tqdm, safetensors, ...);
