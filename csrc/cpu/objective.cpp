@@ -222,7 +222,8 @@ std::tuple<Tensor, Tensor, Tensor> objective_fwd(
   args.margin_weight = margin_weight;
 
   Tensor terms = at::empty({6}, first.options().dtype(accumulate));
-  Tensor grad_features = at::empty({0}, first.options()), grad_logits = grad_features;
+  // Two tensors, because an operator's results must not be one and the same.
+  Tensor grad_features = at::empty({0}, first.options()), grad_logits = at::empty({0}, first.options());
   if (want_features_grad && given(features)) {
     grad_features = at::empty({args.rows, args.dim}, features->options());
     args.grad_features = grad_features.mutable_data_ptr();

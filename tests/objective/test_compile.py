@@ -38,7 +38,8 @@ def test_the_objective_does_not_import_dynamo():
 def test_opcheck(device, dtype):
     ops = torch.ops.ngd_fast
     torch.library.opcheck(ops.objective.default, (*tensors(device, requires_grad=True, dtype=dtype), *SETTINGS))
-    torch.library.opcheck(ops.objective_fwd.default, (*tensors(device, dtype=dtype), *SETTINGS, True, True))
+    for want in (True, False):
+        torch.library.opcheck(ops.objective_fwd.default, (*tensors(device, dtype=dtype), *SETTINGS, want, want))
     features, _, target, *_ = tensors(device, dtype=dtype)
     torch.library.opcheck(ops.geo_sums.default, (features, target, 8))
     torch.library.opcheck(ops.scale_.default, (features, torch.tensor(2.0, device=device)))
