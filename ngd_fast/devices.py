@@ -26,3 +26,9 @@ def pick_device(device: str, local_rank: int | None = None) -> torch.device:
         seen = f"{count} GPUs; use a lower number" if count else "no GPU; use --device cpu"
         raise UserError(f"device {device}: PyTorch sees {seen}")
     return torch.device("cuda", index)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes of a GPU's memory that new tensors can have: what nobody holds, and what PyTorch keeps of freed tensors."""
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ngd_fast.console import say
+from ngd_fast.devices import free_memory
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import AugmentConfig, drawn_labels, seed_key
 from ngd_fast.faces.dataset import Faces
@@ -238,7 +239,7 @@ def _choose(faces: Faces, shape: tuple[int, int, int], device: torch.device) -> 
     if device.type != "cuda":
         return "torch", f"the device is {device.type}"
     needed = len(faces) * math.prod(shape)
-    free, _ = torch.cuda.mem_get_info(device)
+    free = free_memory(device)
     size = f"{needed / 1e9:.2f} GB of pixels, {free / 1e9:.1f} GB of device memory free"
     # Half: the network and its activations come on top.
     if needed <= free / 2 and find_spec("triton") is not None:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
+from ngd_fast.devices import free_memory
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import render, view_parameters
 from ngd_fast.faces.feeds import Batch, Feed
@@ -29,7 +30,7 @@ class ResidentFeed(Feed):
             except ImportError:
                 raise UserError("the resident feed needs Triton: pip install 'ngd-fast[triton]'") from None
             self._write_views = write_views
-            free, _ = torch.cuda.mem_get_info(self.device)
+            free = free_memory(self.device)
             if self.source.num_bytes > free:
                 raise UserError(
                     f"{faces.source}: {self.source.num_bytes / 1e9:.1f} GB of pixels do not fit {free / 1e9:.1f} GB "

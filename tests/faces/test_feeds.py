@@ -7,7 +7,7 @@ from PIL import Image
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
-from ngd_fast.faces.feeds import AugmentConfig, make_feed
+from ngd_fast.faces.feeds import AugmentConfig, _choose, make_feed
 from ngd_fast.faces.pixels import source_shape
 from ngd_fast.synthetic.face_files import write_affectnet_like
 from ngd_fast.synthetic.faces import make_faces
@@ -308,6 +308,17 @@ def test_a_dataset_smaller_than_a_batch(faces, kind):
 def test_bad_arguments(faces, options, message):
     with pytest.raises(ValueError, match=message):
         _feed(faces, **{"kind": "torch", **options})
+
+
+def test_memory_of_a_former_run_counts_as_free(faces, monkeypatch):
+    """PyTorch keeps what a run before has freed, as between the students of an ablation."""
+    needed, gpu = faces.images.size, torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (needed // 2, 10 * needed))
+    monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device: 3 * needed)
+    monkeypatch.setattr("ngd_fast.faces.feeds.find_spec", lambda name: None if "nvidia" in name else name)
+    for allocated, kind in ((needed, "resident"), (3 * needed, "torch")):
+        monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device, allocated=allocated: allocated)
+        assert _choose(faces, source_shape(faces, 40, grey=True), gpu)[0] == kind
 
 
 @pytest.mark.gpu
