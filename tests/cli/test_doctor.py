@@ -43,7 +43,9 @@ def test_tables_name_every_backend_and_the_reason():
 def test_what_is_absent_names_extras_that_exist(repository, monkeypatch):
     monkeypatch.setattr("ngd_fast.cli.doctor._version", lambda *_: None)
     project = (repository / "pyproject.toml").read_text()
-    for text in collect()["optional"].values():
+    optional = collect()["optional"]
+    assert {"onnx", "onnxruntime", "onnxscript"} < optional.keys(), "each is asked for by export --onnx"
+    for text in optional.values():
         assert re.fullmatch(r"absent: pip install 'ngd-fast\[[\w-]+\]'( or 'ngd-fast\[[\w-]+\]')*", text)
         assert all(f"\n{extra} = [" in project for extra in re.findall(r"\[([\w-]+)\]", text))
 
