@@ -88,12 +88,15 @@ class StepRunner:
                 step.run(batches, logits)
             return
         main = torch.cuda.current_stream()
-        for step, stream in zip(self.steps, self._streams):
-            stream.wait_stream(main)
-            with torch.cuda.stream(stream):
-                step.run(batches, logits)
         for stream in self._streams:
-            main.wait_stream(stream)
+            stream.wait_stream(main)
+        try:
+            for step, stream in zip(self.steps, self._streams):
+                with torch.cuda.stream(stream):
+                    step.run(batches, logits)
+        finally:  # a capture that ends without them fails too, and hides that memory ran out
+            for stream in self._streams:
+                main.wait_stream(stream)
 
 
 @contextmanager

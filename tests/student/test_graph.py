@@ -122,6 +122,47 @@ def test_given_batches_are_copied_into_the_graphs_input(make_runner):
     assert_equal_students(captured[0], eager[0])
 
 
+def test_streams_are_joined_where_a_step_fails(monkeypatch):
+    class Stream:
+        def __init__(self):
+            self.waited_for = []
+
+        def wait_stream(self, other):
+            self.waited_for.append(other)
+
+    class Step:
+        def run(self, batches, logits):
+            raise torch.OutOfMemoryError("full")
+
+    main = Stream()
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda: main)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: nullcontext())
+    runner = StepRunner([Step(), Step()], use_graph=False)
+    runner._streams = [Stream(), Stream()]
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        runner([])
+    assert main.waited_for == runner._streams
+    assert all(stream.waited_for == [main] for stream in runner._streams)
+
+
+@pytest.mark.gpu
+def test_memory_that_runs_out_in_a_capture_is_named(make_step, make_batches, monkeypatch):
+    device = torch.device("cuda")
+    steps = [make_step("B0", device=device)[0] for _ in range(2)]
+    run = steps[0].run
+
+    def fail(*args):
+        run(*args)
+        if torch.cuda.is_current_stream_capturing():
+            raise torch.OutOfMemoryError("full")
+
+    monkeypatch.setattr(steps[0], "run", fail)
+    stream = torch.cuda.current_stream()
+    with pytest.raises(torch.OutOfMemoryError, match="full"):
+        StepRunner(steps, use_graph=True)(make_batches(1, 16, device=device))
+    assert torch.cuda.current_stream() == stream and not torch.cuda.is_current_stream_capturing()
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.parametrize("first", [0, 4])
