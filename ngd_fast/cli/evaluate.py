@@ -1,6 +1,6 @@
 """``ngd-fast evaluate``: a student on a dataset, tables over several runs, and the choice among checkpoints."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import click
@@ -53,7 +53,8 @@ def command(ctx, **options):
         _require_no_run(Path(options["outs_dir"]))
     predictions, identity = _predictions(**options)
     folder = Path(options["outs_dir"] or f"outs/xval_{_slug(identity['dataset'])}_{_slug(identity['run'])}")
-    _require_no_run(folder)
+    if options["outs_dir"] is None:
+        _require_no_run(folder, identity)
     metrics = write_evaluation(folder, predictions, identity, bootstrap=options["bootstrap"], seed=options["seed"])
     print_evaluation(metrics)
     say(f"wrote {folder}")
@@ -69,13 +70,19 @@ def _refuse(ctx: click.Context, names: Iterable[str], why: str) -> None:
             raise UserError(f"{option.opts[0]}: {why}")
 
 
-def _require_no_run(folder: Path) -> None:
-    """Raise UserError where the evaluation would take the place of a training's metrics and sums."""
+def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:
+    """Raise UserError where the evaluation would take the place of a training's metrics and sums; with ``identity``
+    also of another student's evaluation."""
     from ngd_fast.artifacts.files import read_json
 
     path = folder / "metrics.json"
-    if path.exists() and "eight_way" not in read_json(path):
+    if not path.exists():
+        return
+    there = read_json(path)
+    if "eight_way" not in there:
         raise UserError(f"--out {folder}: holds the metrics of a training, not of an evaluation; name another folder")
+    if identity and any(there.get(key) != identity.get(key) for key in ("run", "variant", "seed", "dataset")):
+        raise UserError(f"{folder}: holds the evaluation of another student or dataset; give --out")
 
 
 def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):

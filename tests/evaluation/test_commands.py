@@ -102,7 +102,7 @@ def test_npz_csv_and_folder_give_the_same(ckpt, faces, tmp_path, capsys):
     assert "present-only" in shown
 
 
-def test_saved_predictions_keep_whose_they_are(suite, tmp_path, monkeypatch):
+def test_saved_predictions_keep_whose_they_are(suite, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     for variant in ("B0", "B3"):
         file = suite / f"{variant}_seed1" / "predictions_valid.npz"
@@ -110,8 +110,12 @@ def test_saved_predictions_keep_whose_they_are(suite, tmp_path, monkeypatch):
         metrics = read_json(tmp_path / "outs" / f"xval_faces_valid_{variant}_seed1" / "metrics.json")
         assert (metrics["run"], metrics["variant"], metrics["seed"]) == (f"{variant}_seed1", variant, 1)
     (tmp_path / "p.npz").write_bytes(file.read_bytes())
-    assert call("evaluate", "--predictions", "p.npz", "--bootstrap", 0) == 0
+    for _ in range(2):
+        assert call("evaluate", "--predictions", "p.npz", "--bootstrap", 0) == 0
     assert read_json(tmp_path / "outs" / "xval_faces_valid_p" / "metrics.json")["run"] == "p"
+    (tmp_path / "metrics.json").write_text('{"run": "p", "variant": "B3", "seed": 2}')
+    assert call("evaluate", "--predictions", "p.npz", "--bootstrap", 0) == 2, "another student's run of that name"
+    assert "xval_faces_valid_p: holds the evaluation of another student" in error_of(capsys)
 
 
 def test_a_training_is_not_overwritten(run, make_predictions, tmp_path, capsys):
