@@ -29,7 +29,9 @@ from ngd_fast.errors import UserError
 )
 @click.option("--dataset", help="The dataset's name in tables.  [default: its file's name]")
 @click.option("--batch-size", type=click.IntRange(1), default=256, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that decode images.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Threads that decode images; default: 0 on a CPU, up to 8 for a GPU."
+)
 @click.option("--flip-tta", is_flag=True, help="Average with the mirror image.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read instead of stopping.")
 @click.option("--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="Resamples; 0: none.")

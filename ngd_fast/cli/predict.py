@@ -26,7 +26,9 @@ _BLOCK = 512
 @click.option("--image-root", type=click.Path(), help="Folder that a CSV's paths start from.")
 @click.option("--img-size", type=click.IntRange(8), help="Side of the network's input.  [default: as trained]")
 @click.option("--batch-size", type=click.IntRange(1), default=64, show_default=True)
-@click.option("--workers", type=click.IntRange(0), default=0, show_default=True, help="Threads that decode images.")
+@click.option(
+    "--workers", type=click.IntRange(0), help="Threads that decode images; default: 0 on a CPU, up to 8 for a GPU."
+)
 @click.option("--flip-tta", is_flag=True, help="Average with the mirror image.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read instead of stopping.")
 @click.option(

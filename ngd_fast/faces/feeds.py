@@ -2,6 +2,7 @@
 
 import abc
 import math
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -155,7 +156,7 @@ def make_feed(
     rank: int = 0,
     world_size: int = 1,
     drop_last: bool | None = None,
-    num_workers: int = 0,
+    num_workers: int | None = None,
     skip_bad: bool = False,
     channels: int = 3,
     grey: bool = False,
@@ -169,7 +170,8 @@ def make_feed(
     augment      training views; None = AugmentConfig(). Unused without ``train``, which shows whole images in order
     mean, std    one number, or one for each channel, on a scale of grey values from 0 to 1
     drop_last    leave an incomplete batch out; default: in training
-    num_workers  threads that prepare batches ahead and decode (torch), or decode (dali, resident)
+    num_workers  threads that prepare batches ahead and decode (torch), or decode (dali, resident); None: for a GPU one
+                 for each core, 8 at most; none beside the work of a CPU
     skip_bad     leave undecodable images out (counted and named); else they are an error
     channels     3, or 1 for one grey channel
     grey         turn colour images into grey; a grey image has three equal channels
@@ -189,6 +191,8 @@ def make_feed(
     if len(faces) == 0:
         raise UserError(f"{faces.source}: holds no faces")
     device = torch.device(device)
+    if num_workers is None:
+        num_workers = _threads(device, world_size)
     if skip_bad:
         faces = drop_unreadable(faces, max(1, num_workers))
     reason = ""
@@ -217,6 +221,11 @@ def make_feed(
     )
     feed.reason = reason
     return feed
+
+
+def _threads(device: torch.device, world_size: int) -> int:
+    """Of a feed that was not told how many: on a CPU the network has all cores, a GPU leaves them idle."""
+    return min(8, max(1, (os.cpu_count() or 1) // world_size)) if device.type == "cuda" else 0
 
 
 def _feed_class(kind: str) -> type[Feed]:

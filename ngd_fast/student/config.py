@@ -220,7 +220,8 @@ class TrainConfig(Config):
 
 class FeedConfig(Config):
     kind: Literal["auto", "dali", "resident", "torch"] = "auto"
-    workers: int = Field(0, ge=0)
+    workers: int | None = Field(None, ge=0)
+    """Threads that prepare and decode faces; None: for a GPU one for each core, 8 at most; none beside a CPU's work."""
 
 
 class StudentConfig(Config):

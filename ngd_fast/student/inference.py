@@ -51,7 +51,7 @@ def predict(
     flip_tta: bool = False,
     dtype: torch.dtype | None = None,
     feed: str = "auto",
-    workers: int = 0,
+    workers: int | None = None,
     skip_bad: bool = False,
     dataset: str | None = None,
 ) -> Predictions:

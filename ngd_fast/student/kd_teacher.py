@@ -181,7 +181,7 @@ def cached_logits(
     *,
     device: torch.device,
     autocast: torch.dtype | None,
-    workers: int = 0,
+    workers: int | None = None,
     **feed_options,
 ) -> np.ndarray:
     """Memory-mapped float16 [2, N, C]: ``teacher``'s logits on ``faces`` plain and mirrored, computed once.

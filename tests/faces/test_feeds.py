@@ -6,6 +6,7 @@ import torch
 from PIL import Image
 
 from ngd_fast.errors import UserError
+from ngd_fast.faces import feeds
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import AugmentConfig, _choose, make_feed
 from ngd_fast.faces.pixels import source_shape
@@ -128,6 +129,12 @@ def test_worker_threads_change_nothing(mini):
     with_threads = _feed(mini, num_workers=3, batch_size=4)
     _assert_same(_feed(mini, batch_size=4).epoch(0), with_threads.epoch(0), 0)
     with_threads.close()
+
+
+def test_a_gpu_is_fed_by_more_than_one_thread(monkeypatch):
+    monkeypatch.setattr(feeds.os, "cpu_count", lambda: 16)
+    threads = [feeds._threads(torch.device(device), ranks) for device, ranks in (("cpu", 1), ("cuda", 1), ("cuda", 4))]
+    assert threads == [0, 8, 4]
 
 
 def test_order_and_views_follow_the_contract(faces):
