@@ -62,7 +62,7 @@ def plain(images, conv, norm, grad_out):
 
 
 def error(got, want):
-    return float((got.detach().double() - want).norm() / want.norm())
+    return float(((got.double() - want).norm() / want.norm()).detach())
 
 
 class Operators(TorchDispatchMode):
