@@ -54,7 +54,7 @@ def build_config(model: type[C], data: dict[str, Any], *, source: str, overridde
     try:
         return model.model_validate(data)
     except ValidationError as error:
-        faults = _faults_by_key(model, error)
+        faults = _faults_by_key(data, error)
         text = "; ".join(_describe(model, key, alike) for key, alike in faults)
         if not all(f"{key}.".startswith(tuple(f"{name}." for name in overridden)) for key, _ in faults):
             text = f"{source}: {text}"
@@ -97,22 +97,28 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
     return key.strip()
 
 
-def _faults_by_key(model: type[BaseModel], error: ValidationError) -> list[tuple[str, list[dict[str, Any]]]]:
+def _faults_by_key(data: dict[str, Any], error: ValidationError) -> list[tuple[str, list[dict[str, Any]]]]:
     """The first three keys that are at fault, each with its faults: several where it may be of several types."""
     faults: dict[str, list[dict[str, Any]]] = {}
     for fault in error.errors():
-        faults.setdefault(_key(model, fault), []).append(fault)
+        faults.setdefault(_key(data, fault), []).append(fault)
     # [1, 2] for "a number or three": that the third is missing says more than that a list is no number
     return [(key, alike) for key, alike in faults.items() if not any(k.startswith(f"{key}.") for k in faults)][:3]
 
 
-def _key(model: type[BaseModel], fault: dict[str, Any]) -> str:
+def _key(data: dict[str, Any], fault: dict[str, Any]) -> str:
     """The key as a user types it: without pydantic's names of types and of validating functions."""
-    known = {part for key in _keys(model) for part in key.split(".")}
-    *parents, last = fault["loc"] or ("",)
-    parts = [part for part in parents if isinstance(part, int) or part in known]
-    if isinstance(last, int) or last in known or fault["type"] == "extra_forbidden":
-        parts.append(last)
+    parts, node = [], data
+    for part in fault["loc"]:
+        if isinstance(node, dict) and part in node:
+            node = node[part]
+        elif not isinstance(part, int):
+            continue  # no key of what was given, so a name that pydantic put in
+        elif isinstance(node, (list, tuple)) and part < len(node):
+            node = node[part]
+        parts.append(part)
+    if fault["type"] == "missing" and isinstance(fault["loc"][-1], str):
+        parts.append(fault["loc"][-1])
     return ".".join(map(str, parts)) or "(top level)"
 
 

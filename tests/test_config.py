@@ -19,6 +19,7 @@ class Outer(Config):
     compile: Literal["auto"] | bool = "auto"
     inner: Inner = Inner()
     optional: Inner | None = None
+    bands: dict[str, tuple[float, float]] = {}
 
 
 def test_yaml_then_overrides_then_dump_round_trip(tmp_path):
@@ -75,6 +76,8 @@ def test_the_file_is_named_only_for_what_stands_in_it(tmp_path):
         ("mean=[1, 2]", "mean.2 is missing"),
         ("mean=[1, 2, x]", "mean.2: input should be a valid number, unable to parse string as a number (got 'x')"),
         ("compile=maybe", "compile: input should be 'auto' or a valid boolean (got 'maybe')"),
+        ("bands.alpha=[8]", "bands.alpha.1 is missing"),
+        ("bands.alpha=8", "bands.alpha: input should be a valid tuple (got 8)"),
     ],
 )
 def test_a_key_of_several_types_is_named_as_typed(override, message):
