@@ -64,6 +64,17 @@ def test_truncated_npz(tmp_path, keep):
         files.load_npz(path)
 
 
+def test_a_damaged_npz(tmp_path):
+    """Compressed bytes that are none, and a method of compression that there is not."""
+    whole, path = tmp_path / "a.npz", tmp_path / "b.npz"
+    np.savez_compressed(whole, x=np.arange(1000))
+    data = whole.read_bytes()
+    for place in (data.index(b"x.npy") + 40, data.index(b"PK\x01\x02") + 10):
+        path.write_bytes(data[:place] + b"\xff" * 2 + data[place + 2 :])
+        with pytest.raises(UserError, match=r"b\.npz: not a readable NPZ file"):
+            files.load_npz(path)
+
+
 def test_missing_arrays_are_named(tmp_path):
     np.savez(tmp_path / "a.npz", x=np.arange(3))
     with pytest.raises(UserError, match=r"lacks labels \(has x\)"):
