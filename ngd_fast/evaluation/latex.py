@@ -123,8 +123,12 @@ def _spread_note(rows: Sequence[Mapping]) -> str:
     single = [row for row in rows if "ci" in row["accuracy"]]
     notes = []
     if several:
-        found, counts = {seeds_text(row) for row in several}, sorted({len(row["seeds"]) for row in several})
-        seeds = f"seeds {found.pop()}" if len(found) == 1 else f"{' to '.join(map(str, counts))} seeds"
+        found, counts = {seeds_text(row) for row in several}, {len(row["seeds"]) for row in several}
+        if len(found) == 1 and None not in several[0]["seeds"]:
+            seeds = f"seeds {found.pop()}"
+        else:
+            least, most = min(counts), max(counts)
+            seeds = f"{least} seeds" if least == most else f"{least} to {most} seeds"
         notes.append(f"$\\pm$: mean and standard deviation over {seeds}.")
     if single:
         found = {seeds_text(row) for row in single}

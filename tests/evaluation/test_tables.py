@@ -79,6 +79,11 @@ def test_captions_say_which_epoch_and_which_seeds(outs, tmp_path):
     table = read_json(tmp_path / "ablation_lite.json")
     table["rows"][0]["seeds"] = [1, 2, 3]
     assert "over 2 to 3 seeds" in render(table)
+    table["rows"][-1]["seeds"] = [1, 2, 3, 4]
+    assert "over 2 to 4 seeds" in render(table)
+    for row in table["rows"]:
+        row["seeds"] = [None, None]
+    assert "over 2 seeds" in render(table)
 
 
 @pytest.mark.parametrize("columns", ["onecolumn", "twocolumn"])
