@@ -110,6 +110,8 @@ def _backward(ctx, grad_out, *_):
         raise RuntimeError("ngd_fast::stem_fwd was called without want_index, so that it has no gradient")
     if ctx.needs_input_grad[0]:
         raise RuntimeError("ngd_fast::stem_fwd has no gradient for images")
+    if grad_out is None:  # what comes after passes none on
+        return (None,) * 9
     grads = torch.ops.ngd_fast.stem_bwd(grad_out, *ctx.saved_tensors, ctx.batch_statistics)
     wanted = [grad if needed else None for grad, needed in zip(grads, ctx.needs_input_grad[1:4])]
     return None, *wanted, None, None, None, None, None

@@ -196,6 +196,22 @@ def test_backward_makes_no_zeros_for_what_has_no_gradient(on_cpu):
     assert "ngd_fast::stem_bwd" in called.names and not any("zeros" in name for name in called.names)
 
 
+class NoGradient(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, grad):
+        return None
+
+
+def test_no_incoming_gradient(on_cpu):
+    conv, norm = layers(32)
+    NoGradient.apply(stem.grey_stem(faces(1, 16, 16, torch.bfloat16), conv, norm)).sum().backward()
+    assert all(p.grad is None for p in (*conv.parameters(), *norm.parameters()))
+
+
 def test_a_constant_channel(on_cpu):
     """No variance: batch norm gives its shift, and no gradient reaches the kernel through it."""
     conv, norm = layers(32)
