@@ -74,8 +74,8 @@ def _training(run: Result, fingerprint: dict) -> str:
 
 def _metrics(results: Sequence[Result]) -> str:
     head = ["Dataset", "Protocol", "n", *TITLES.values()]
-    intervals = all("ci" in block for result in results for block in result.blocks.values())
-    unit = "In %, with 95 % stratified bootstrap intervals.\n" if intervals else "In %.\n"
+    intervals = any("ci" in block for result in results for block in result.blocks.values())
+    unit = "In %; brackets are 95 % stratified bootstrap intervals.\n" if intervals else "In %.\n"
     lines = ["## Metrics\n", unit, *_header(head)]
     for result in results:
         for protocol, block in result.blocks.items():

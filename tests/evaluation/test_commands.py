@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from ngd_fast.artifacts.files import read_json, write_sums
+from ngd_fast.artifacts.files import read_json, write_json, write_sums
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.cli import main
+from ngd_fast.evaluation.metrics import evaluate_predictions
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces import detection
 from ngd_fast.faces.classes import CLASS_NAMES
@@ -292,6 +293,17 @@ def test_a_model_card_promises_no_intervals_that_were_not_computed(tmp_path):
     assert call("export", run, "--model-card", tmp_path / "card.md") == 0
     card = (tmp_path / "card.md").read_text()
     assert "95 %" not in card
+    assert "- [ ] Uncertainty reported" in card
+
+
+def test_a_model_card_says_what_brackets_are_where_only_some_results_have_them(run, make_predictions, tmp_path):
+    bare = evaluate_predictions(make_predictions(), bootstrap=0)
+    meta = {"run": run.name, "variant": "B3", "seed": 1, "dataset": "elsewhere"}
+    write_json(tmp_path / "x" / "metrics.json", meta | bare)
+    assert call("export", run, "--model-card", tmp_path / "card.md", "--with", tmp_path / "x") == 0
+    card = (tmp_path / "card.md").read_text()
+    assert "| elsewhere | 8-way |" in card
+    assert "brackets are 95 % stratified bootstrap intervals" in card
     assert "- [ ] Uncertainty reported" in card
 
 
