@@ -43,16 +43,6 @@ def test_resume_after_an_end_at_any_step(finished, tmp_path, monkeypatch, step):
     assert verify(tmp_path / "run")[0].problems == []
 
 
-def test_dali_keeps_its_pipeline_where_accumulation_leaves_batches_over(small_config, tmp_path, monkeypatch):
-    pytest.importorskip("nvidia.dali")
-    from ngd_fast.faces.dali import DaliFeed
-
-    build, built = DaliFeed._build, []
-    monkeypatch.setattr(DaliFeed, "_build", lambda feed: built.append(feed.train) or build(feed))
-    train_student(small_config("B0", "feed.kind=dali", "train.accumulation=4"), tmp_path / "run")  # of six batches
-    assert sorted(built) == [False, True]
-
-
 def test_resume_within_an_epoch_fed_by_dali(small_config, tmp_path, monkeypatch):
     pytest.importorskip("nvidia.dali")
     config = small_config("B0", "feed.kind=dali", "train.checkpoint_every=2")
