@@ -48,7 +48,7 @@ def longest_side(paths: Sequence[str], limit: int) -> int:
         try:
             with Image.open(path) as image:
                 longest = max(longest, *image.size)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
             continue
         if longest >= limit:
             return limit
@@ -83,7 +83,8 @@ def decode_image(
         raise UserError(
             f"{path}: no such image; if the paths are relative to another folder, give --image-root"
         ) from None
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+        # RuntimeError: what Pillow raises for a damaged AVIF.
         raise UserError(f"{path}: not a readable image ({error}); --skip-bad leaves such images out") from None
 
 

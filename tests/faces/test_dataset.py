@@ -5,14 +5,14 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, features
 
 from ngd_fast.artifacts.files import save_npz
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import AFFECTNET_IDS, CLASS_NAMES, LabelMap, class_index
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.images import decode_image, resize_images, to_grey
-from ngd_fast.faces.pixels import SourcePixels
+from ngd_fast.faces.pixels import SourcePixels, drop_unreadable
 
 
 def _images(count, channels=1, side=8, seed=0):
@@ -320,6 +320,18 @@ def test_undecodable_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG no more")
     with pytest.raises(UserError, match=r"a\.png: not a readable image.*--skip-bad"):
         decode_image(tmp_path / "a.png")
+
+
+@pytest.mark.skipif(not features.check("avif"), reason="this Pillow reads no AVIF")
+def test_a_damaged_avif_is_named_and_can_be_left_out(tmp_path):
+    _write_images(tmp_path, ["happy/a.avif", "happy/b.png"])
+    damaged = tmp_path / "happy" / "a.avif"
+    damaged.write_bytes(damaged.read_bytes().replace(b"pitm", b"    "))  # which image is the primary one
+    with pytest.raises(UserError, match=r"a\.avif: not a readable image.*--skip-bad"):
+        decode_image(damaged)
+    faces = Faces.load(tmp_path)
+    assert faces.longest_side(999) == 8
+    assert drop_unreadable(faces).names == ["happy/b.png"]
 
 
 def test_floating_point_pixels_are_refused(tmp_path):
