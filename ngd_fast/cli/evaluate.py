@@ -1,6 +1,7 @@
 """``ngd-fast evaluate``: a student on a dataset, tables over several runs, and the choice among checkpoints."""
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from pathlib import Path
 
 import click
@@ -53,11 +54,11 @@ def command(ctx, **options):
         raise UserError("--image-root is where a CSV's paths start from; give --csv with it")
     if options["outs_dir"] is not None:
         _require_no_run(Path(options["outs_dir"]))
-    predictions, identity = _predictions(**options)
+    identity, predict = _source(**options)
     folder = Path(options["outs_dir"] or f"outs/xval_{_slug(identity['dataset'])}_{_slug(identity['run'])}")
     if options["outs_dir"] is None:
         _require_no_run(folder, identity)
-    metrics = write_evaluation(folder, predictions, identity, bootstrap=options["bootstrap"], seed=options["seed"])
+    metrics = write_evaluation(folder, predict(), identity, bootstrap=options["bootstrap"], seed=options["seed"])
     print_evaluation(metrics)
     say(f"wrote {folder}")
 
@@ -87,8 +88,8 @@ def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:
         raise UserError(f"{folder}: holds the evaluation of another student or dataset; give --out")
 
 
-def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):
-    """(Predictions, what metrics.json says about their origin)."""
+def _source(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):
+    """(What metrics.json says about the predictions' origin, a call that makes them: it may take minutes)."""
     if predictions is not None:
         return _saved(Path(predictions), dataset)
     sources = [path for path in (npz, csv, folder) if path]
@@ -102,17 +103,6 @@ def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, 
     faces = load_faces(source, class_map=class_map, image_root=image_root, class_names=student.meta["class_names"])
     place = Path(source).resolve()
     name = dataset or (place.name if place.is_dir() else place.stem)
-    made = predict(
-        student.module,
-        student.meta,
-        faces,
-        device=pick_device(device),
-        batch_size=options["batch_size"],
-        workers=options["workers"],
-        flip_tta=options["flip_tta"],
-        skip_bad=options["skip_bad"],
-        dataset=name,
-    )
     identity = {
         "run": student.run,
         "variant": student.variant,
@@ -123,11 +113,23 @@ def _predictions(*, ckpt, npz, csv, folder, predictions, class_map, image_root, 
         "image_size": student.meta["image_size"],
         "flip_tta": options["flip_tta"],
     }
-    return made, identity
+    made = partial(
+        predict,
+        student.module,
+        student.meta,
+        faces,
+        device=pick_device(device),
+        batch_size=options["batch_size"],
+        workers=options["workers"],
+        flip_tta=options["flip_tta"],
+        skip_bad=options["skip_bad"],
+        dataset=name,
+    )
+    return identity, made
 
 
 def _saved(path: Path, dataset: str | None):
-    """Predictions from a file, and whose they are where a run's or an evaluation's metrics.json lies beside them."""
+    """As :func:`_source`, of a file: whose it is where a run's or an evaluation's metrics.json lies beside it."""
     from ngd_fast.artifacts.files import read_json
     from ngd_fast.artifacts.verify import require_untouched
     from ngd_fast.evaluation.predictions import Predictions
@@ -137,7 +139,7 @@ def _saved(path: Path, dataset: str | None):
     metrics = path.parent / "metrics.json"
     known = read_json(metrics) if metrics.exists() else {}
     identity = {key: known[key] for key in ("run", "variant", "seed") if key in known}
-    return loaded, {"run": path.stem, **identity, "dataset": dataset or loaded.dataset}
+    return {"run": path.stem, **identity, "dataset": dataset or loaded.dataset}, lambda: loaded
 
 
 def _slug(name: str) -> str:

@@ -119,6 +119,14 @@ def test_saved_predictions_keep_whose_they_are(suite, tmp_path, monkeypatch, cap
     assert "xval_faces_valid_p: holds the evaluation of another student" in error_of(capsys)
 
 
+def test_another_students_evaluation_is_found_before_anything_is_predicted(ckpt, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    write_json("outs/xval_toy_student_best/metrics.json", {"eight_way": {}, "run": "student_best", "variant": "B0"})
+    monkeypatch.setattr("ngd_fast.student.inference.predict", lambda *_, **__: pytest.fail("minutes for nothing"))
+    assert call("evaluate", "--ckpt", ckpt, "--npz", faces / "toy.npz") == 2
+    assert "xval_toy_student_best: holds the evaluation of another student" in error_of(capsys)
+
+
 def test_a_training_is_not_overwritten(run, make_predictions, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     make_predictions().save(tmp_path / "p.npz")
