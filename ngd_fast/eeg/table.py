@@ -2,8 +2,10 @@
 
 import re
 import warnings
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -123,7 +125,8 @@ def _read(path: str | Path):
         raise UserError(f"{path}: no such file") from None
     except pd.errors.ParserWarning:
         raise UserError(f"{path}: its rows have more cells than its header has names") from None
-    except (pd.errors.EmptyDataError, pd.errors.ParserError, UnicodeDecodeError, OSError) as error:
+    # ValueError: pandas' own for no CSV, and for a ZIP of several files; the last three: damaged compressed files.
+    except (ValueError, OSError, EOFError, zlib.error, BadZipFile) as error:
         raise UserError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
     if not len(table):
         raise UserError(f"{path}: has a header but no rows")

@@ -1,3 +1,5 @@
+import zipfile
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -219,6 +221,20 @@ def test_files_that_are_no_tables(tmp_path):
     for name, content in (("empty.csv", b""), ("binary.csv", bytes(range(256)) * 4)):
         (tmp_path / name).write_bytes(content)
         with pytest.raises(UserError, match=f"{name}: "):
+            topomaps_from_table(tmp_path / name, SMALL)
+
+
+def test_damaged_compressed_tables(frame, tmp_path):
+    frame.to_csv(tmp_path / "whole.csv.gz", index=False)
+    whole = (tmp_path / "whole.csv.gz").read_bytes()
+    damaged = whole[:40] + bytes([whole[40] ^ 255]) + whole[41:]
+    with zipfile.ZipFile(tmp_path / "two.csv.zip", "w") as archive:
+        for name in ("a.csv", "b.csv"):
+            archive.writestr(name, "subject,trial\n1,1\n")
+    for name, content in (("cut.csv.gz", whole[:-12]), ("wrong.csv.gz", damaged), ("no.csv.zip", b"PK")):
+        (tmp_path / name).write_bytes(content)
+    for name in ("cut.csv.gz", "wrong.csv.gz", "no.csv.zip", "two.csv.zip"):
+        with pytest.raises(UserError, match=f"{name}: not a readable CSV "):
             topomaps_from_table(tmp_path / name, SMALL)
 
 
