@@ -43,19 +43,19 @@ def _require_seeds_of_one_setting(results: Sequence[Result]) -> None:
     seen: dict[int | None, Result] = {}
     settings: dict[str, tuple[Result, object]] = {}
     for r in results:
+        for name, value in _setting(r).items():
+            other, theirs = settings.setdefault(name, (r, value))
+            if value != theirs:
+                raise UserError(
+                    f"variant {r.variant}: {other.folder} and {r.folder} differ in {name} ({theirs} and {value}); "
+                    "they are not seeds of one variant: leave one out, or train it under another name (--set name=...)"
+                )
         twin = seen.setdefault(r.seed, r)
         if r.seed is not None and twin is not r:
             raise UserError(
                 f"variant {r.variant}: {twin.folder} and {r.folder} both have seed {r.seed}, which would count as two; "
                 "name the one that belongs into the table"
             )
-        for name, value in _setting(r).items():
-            other, theirs = settings.setdefault(name, (r, value))
-            if value != theirs:
-                raise UserError(
-                    f"variant {r.variant}: {other.folder} and {r.folder} differ in {name} ({theirs} and {value}); "
-                    "they are not seeds of one variant: give one of them another name"
-                )
 
 
 def _setting(result: Result) -> dict[str, object]:

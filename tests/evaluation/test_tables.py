@@ -168,6 +168,10 @@ def test_only_seeds_of_one_setting_are_averaged(suite, tmp_path):
     write_json(shorter / "ablation_fingerprint.json", fingerprint)
     with pytest.raises(UserError, match=r"differ in the weight of kd \(0\.3 and 0\.5\)"):
         write_tables([suite / "B0_seed1", shorter], tmp_path / "viz")
+    write_json(shorter / "metrics.json", read_json(shorter / "metrics.json") | {"seed": 1})
+    write_sums(shorter)
+    with pytest.raises(UserError, match="differ in the weight of kd"):  # and not that both have seed 1
+        write_tables([suite / "B0_seed1", shorter], tmp_path / "viz")
 
 
 def test_a_validation_done_again_in_float32_gives_way_to_the_run(suite, tmp_path, capsys):
