@@ -139,7 +139,11 @@ def _read_annotations(source: Path, label_map: LabelMap):
 
 
 def _require_unused(code: str, label_map: LabelMap, where: str) -> None:
-    if code.strip() not in {str(number) for number in AFFECTNET_UNUSED_IDS}:
+    try:
+        unused = float(code) in AFFECTNET_UNUSED_IDS  # "8.0" too, as of any other code
+    except ValueError:
+        unused = False
+    if not unused:
         raise UserError(f"{where}: expression {code!r} is not in {label_map.source}, which has "
                         f"{sorted(label_map.by_id)}")  # fmt: skip
 

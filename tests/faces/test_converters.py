@@ -118,7 +118,8 @@ def test_affectnet_annotations(tmp_path):
     np.save(part / "annotations" / "8_exp.npy", np.array("12"))
     with pytest.raises(UserError, match=r"8_exp\.npy: expression '12' is not in AffectNet's codes"):
         convert_affectnet(tmp_path)
-    np.save(part / "annotations" / "8_exp.npy", np.array("8"))
+    np.save(part / "annotations" / "8_exp.npy", np.array(8.0))
+    assert convert_affectnet(tmp_path)[1] == 1
     (part / "images" / "3.jpg").unlink()
     with pytest.raises(UserError, match=r"1 of 8 images do not exist, first .*3\.jpg"):
         convert_affectnet(tmp_path)
