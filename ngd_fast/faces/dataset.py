@@ -198,18 +198,12 @@ def _read_npz(path: Path, class_map) -> dict:
         raise UserError(f"{path}: lacks label_dist (has {', '.join(arrays)})")
     if class_map is not None:
         label_dist, labels = _reorder(label_dist, labels, LabelMap.load(class_map), path)
-    names = arrays.get("names")
-    return {
-        "images": arrays["images"],
-        "label_dist": label_dist,
-        "labels": labels,
-        "names": None if names is None else [_text(name) for name in names.tolist()],
-        "subjects": arrays["subjects"].tolist() if "subjects" in arrays else None,
-    }
+    texts = {key: [_text(value) for value in arrays[key].tolist()] for key in ("names", "subjects") if key in arrays}
+    return {"images": arrays["images"], "label_dist": label_dist, "labels": labels, **texts}
 
 
-def _text(name) -> str:
-    return name.decode(errors="replace") if isinstance(name, bytes) else str(name)
+def _text(value) -> str:
+    return value.decode(errors="replace") if isinstance(value, bytes) else str(value)
 
 
 def _reorder(label_dist, labels, label_map: LabelMap, path: Path):

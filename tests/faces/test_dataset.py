@@ -128,9 +128,11 @@ def test_npz_labels_that_are_none_with_a_class_map(tmp_path):
         Faces.load(tmp_path / "f.npz", class_map=dict(zip(CLASS_NAMES, range(8))))
 
 
-def test_npz_names_in_another_encoding(tmp_path):
-    save_npz(tmp_path / "f.npz", _arrays(1) | {"names": np.array([b"caf\xe9.png"])})
-    assert Faces.load(tmp_path / "f.npz").names == ["caf\ufffd.png"]
+def test_npz_names_and_subjects_are_texts(tmp_path):
+    save_npz(tmp_path / "f.npz", _arrays(1) | {"names": np.array([b"caf\xe9.png"]), "subjects": np.array([b"S005"])})
+    faces = Faces.load(tmp_path / "f.npz")
+    assert faces.names == ["caf\ufffd.png"]
+    assert faces.subjects == ["S005"]
 
 
 def test_a_file_of_another_kind_is_named(tmp_path):
