@@ -37,8 +37,10 @@ def nvcc_release(cuda_home):
 
 def finds_cuda_headers(cuda_home):
     """Would the C++ compiler find the CUDA runtime's headers, as PyTorch's build calls it?"""
-    flags = shlex.split(os.environ.get("CXX", "c++")) + shlex.split(os.environ.get("CXXFLAGS", ""))
-    command = [*flags, f"-I{cuda_home}/include", "-E", "-x", "c++", "-"]
+    compiler = [os.environ.get("CXX", "c++"), os.environ.get("CPPFLAGS", ""), os.environ.get("CXXFLAGS", "")]
+    folders = [f"{cuda_home}/include", os.environ.get("CUDA_INC_PATH", "")]
+    include = [f"-I{folder}" for folder in folders if folder]
+    command = [*shlex.split(" ".join(compiler)), *include, "-E", "-x", "c++", "-"]
     return subprocess.run(command, input=b"#include <cuda_runtime.h>\n", capture_output=True).returncode == 0
 
 

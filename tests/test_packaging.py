@@ -120,6 +120,19 @@ def fake_torch(folder, *, cuda=None, cuda_home=None, version="2.11.0"):
     return {"PYTHONPATH": str(folder)}
 
 
+def fake_nvcc(home, release):
+    """A CUDA toolkit whose nvcc knows its release, and no more."""
+    (home / "bin").mkdir(parents=True)
+    (home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.88'\n")
+    (home / "bin" / "nvcc").chmod(0o755)
+    return home
+
+
+NO_OTHER_HEADERS = {"CXX": "c++ -nostdinc", "CPATH": "", "CPLUS_INCLUDE_PATH": "", "CPPFLAGS": "", "CXXFLAGS": ""}
+NO_OTHER_HEADERS |= {"CUDA_INC_PATH": ""}
+"""A machine's own CUDA headers are none of the made-up toolkit's."""
+
+
 def test_an_existing_environment_keeps_the_packages_it_has(repository, tmp_path):
     commands = run("make", "-n", "demo", f"VENV={tmp_path}", cwd=repository).stdout
     assert "pip install" in commands
@@ -166,14 +179,22 @@ def test_building_where_it_cannot_be_is_one_clear_line(repository, tmp_path, tor
     ],
 )
 def test_insisting_on_cuda_where_it_cannot_be_built(repository, tmp_path, cuda, nvcc, message):
-    home = None
-    if nvcc:
-        home = tmp_path / "cuda"
-        (home / "bin").mkdir(parents=True)
-        (home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {nvcc}, V{nvcc}.88'\n")
-        (home / "bin" / "nvcc").chmod(0o755)
-    env = {**fake_torch(tmp_path / "site", cuda=cuda, cuda_home=home), "NGD_FAST_CUDA": "1"}
+    home = fake_nvcc(tmp_path / "cuda", nvcc) if nvcc else None
+    env = {**fake_torch(tmp_path / "site", cuda=cuda, cuda_home=home), "NGD_FAST_CUDA": "1", **NO_OTHER_HEADERS}
     result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
     assert result.returncode != 0
     assert message in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize("where", ["toolkit", "CUDA_INC_PATH", "CPPFLAGS", "CXXFLAGS"])
+def test_cuda_headers_are_found_where_the_build_finds_them(repository, tmp_path, where):
+    home = fake_nvcc(tmp_path / "cuda", "13.0")
+    headers = home / "include" if where == "toolkit" else tmp_path / "headers"
+    headers.mkdir()
+    (headers / "cuda_runtime.h").touch()
+    env = {**fake_torch(tmp_path / "site", cuda="13.0", cuda_home=home), "NGD_FAST_CUDA": "1", **NO_OTHER_HEADERS}
+    env[where] = f"-I{headers}" if where.endswith("FLAGS") else str(headers)
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert "cuda_runtime.h" not in result.stderr
+    assert "CppExtension" in result.stderr, "what the made-up PyTorch lacks is asked for once CUDA can be built"
