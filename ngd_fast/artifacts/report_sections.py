@@ -293,7 +293,12 @@ def other_datasets(report: Report) -> str:
             caption += f", without {', '.join(block['absent'])}"
         content += _metrics_table(block["rows"], caption)
     first_seeds = {(r.dataset, r.variant): r for r in reversed(report.others)}
-    pictures = "".join(_confusions(report, r, f"confusion_{r.folder.name}") for r in reversed(first_seeds.values()))
+    folders = [*report.runs, *(r.folder.name for r in first_seeds.values())]
+    pictures = ""
+    for r in reversed(first_seeds.values()):
+        # B0/ck and B3/ck are two pictures, and a folder called B3 is not the run's own
+        name = r.folder.name if folders.count(r.folder.name) == 1 else f"{r.folder.name}_{r.variant}_{r.dataset}"
+        pictures += _confusions(report, r, f"confusion_{name}")
     return content + html.details("Confusion matrices", f'<div class="row">{pictures}</div>')
 
 

@@ -108,6 +108,16 @@ def test_the_same_runs_give_the_same_page(report):
     assert (report / "a.html").read_bytes() == (report / "b.html").read_bytes()
 
 
+def test_evaluations_in_folders_of_one_name_have_a_picture_each(make_predictions, tmp_path):
+    blocks = evaluate_predictions(make_predictions(), bootstrap=0)
+    for variant in ("B0", "B3"):
+        meta = {"run": variant, "variant": variant, "seed": 1, "dataset": "CK"}
+        write_json(tmp_path / variant / "ck" / "metrics.json", meta | blocks)
+    write_report([tmp_path], tmp_path / "r.html", viz=tmp_path / "viz")
+    found = {p.name for p in (tmp_path / "viz").glob("confusion_*.pdf")}
+    assert found == {"confusion_ck_B0_CK.pdf", "confusion_ck_B3_CK.pdf"}
+
+
 def test_one_run_alone_makes_a_report(run, tmp_path):
     (run / "log.jsonl").unlink()
     (run / "ablation_fingerprint.json").unlink()
