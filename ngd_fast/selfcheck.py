@@ -96,6 +96,9 @@ def _objective_run(case: dict[str, Tensor], backend: str) -> list[Tensor]:
 def _stem(device: torch.device, dtype: torch.dtype) -> Finding:
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
+    with torch.no_grad():
+        # Planes whose sum dtype holds exactly: the stem rounds it, and another kernel has its largest values elsewhere.
+        conv.weight.copy_(conv.weight[:, :1].to(dtype) * torch.tensor([0.25, 0.5, 0.25]).view(3, 1, 1))
     images = torch.randn(8, 1, 96, 96).to(dtype)
     grad_out = torch.randn(8, 64, 24, 24).to(dtype)
 

@@ -8,6 +8,7 @@ from emulated_stem import give_cpu_kernels
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from ngd_fast import selfcheck
 from ngd_fast.student import stem
 from ngd_fast.student.resnet import ResNet
 
@@ -160,6 +161,11 @@ def test_folded_batch_norm(on_cpu):
     want = stem.grey_stem(images, conv, norm).detach()
     assert not got.requires_grad
     assert error(got, want.double()) < 2**-7  # of two kernels that are rounded apart
+
+
+def test_the_check_that_users_run_passes(on_cpu):
+    """ngd-fast doctor --check: what it says of the kernels on a GPU."""
+    assert selfcheck._stem(torch.device("cpu"), torch.bfloat16).ok
 
 
 def test_planes_and_channels_last_kernels(on_cpu):
