@@ -69,7 +69,8 @@ def _read_session(folder: Path, channels: Sequence[str], meta: dict) -> Trial:
     number = -1 if subject is None else _number(subject.get("id", ""))
     if number < 0 or _number(folder.name) < 0:
         raise TrialFault("sessions without a subject or id", f"{xml}: names no subject, or its folder no session id")
-    recordings = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".bdf")
+    # Hidden files: macOS puts a ._NAME.bdf beside every recording.
+    recordings = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".bdf" and not p.name.startswith("."))
     if len(recordings) != 1:
         raise TrialFault("sessions without a BDF", f"{folder}: holds {len(recordings)} BDF files, wanted one")
     stimulus, baseline, rate = _read_bdf(recordings[0], channels, session.get("cutLenSec"))

@@ -65,6 +65,15 @@ def test_channel_names_match_in_any_case(one_session):
     np.testing.assert_array_equal(read_all(sessions)[1][0].stimulus, expected)
 
 
+def test_hidden_files_of_macos_are_no_recordings(one_session):
+    sessions, session, bdf = one_session
+    for file in (bdf, session / "session.xml"):
+        file.with_name(f"._{file.name}").write_bytes(b"Mac OS X")
+    source, trials, left_out = read_all(sessions)
+    assert len(trials) == 1 and not left_out
+    assert list(source.meta["files"]) == [f"{session.name}/{bdf.name}"]
+
+
 def test_other_sampling_rates_come_from_the_header(tmp_path):
     sessions = write_mahnob(tmp_path / "S", subjects=1, sessions=1, seconds=3, around_seconds=1, rate=512)
     (trial,) = read_all(sessions)[1]
