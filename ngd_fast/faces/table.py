@@ -92,7 +92,8 @@ def read_csv(path: Path, class_map, image_root) -> dict:
         subjects.append(cells[subject_column].strip() if subject_column is not None else "")
         lines.append(line)
         if soft:
-            dist.append([cells[column] for column in dist_columns])
+            # Spreadsheets that part cells by semicolons write 0,5.
+            dist.append([cells[column].replace(",", ".") for column in dist_columns])
         elif name_column is not None or id_column is not None:
             dist.append(_label(cells, name_column, id_column, label_map, f"{path}: line {line}"))
     if not paths:

@@ -189,6 +189,8 @@ def test_csv_with_distributions(tmp_path):
     header = "path," + ",".join(CLASS_NAMES)
     faces = Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0.25,0.75,0,0,0,0,0,0"]))
     np.testing.assert_allclose(faces.label_dist[0, :2], [0.25, 0.75])
+    with_commas = _csv(tmp_path / "l.csv", header.replace(",", ";"), ["a.png;0,25;0,75;0;0;0;0;0;0"])
+    np.testing.assert_array_equal(Faces.load(with_commas).label_dist, faces.label_dist)
     with pytest.raises(UserError, match=r"line 2: .* sums to 1.5"):
         Faces.load(_csv(tmp_path / "l.csv", header, ["a.png,0.75,0.75,0,0,0,0,0,0"]))
     with pytest.raises(UserError, match=r"line 3: .* must be eight numbers, is 1,0,0,0,x,0,0,0"):
