@@ -11,6 +11,7 @@ import os
 
 import torch
 from torch import Tensor
+from torch._C import _functorch
 from torch.autograd import forward_ad
 
 NAMES = ("reference", "cpu", "triton", "cuda")
@@ -148,6 +149,10 @@ def _unfit(
                 return f"{what} = {size} is above its limit of {limit}"
     if forward_ad._current_level >= 0:
         return "has no forward-mode derivative (take backend='reference')"
+    if not torch.compiler.is_compiling():  # Dynamo does not know the question
+        transforms = _functorch.get_interpreter_stack() or ()
+        if any(transform.key() == _functorch.TransformType.Grad for transform in transforms):
+            return "has no derivative by torch.func (take backend='reference')"
     if torch.is_grad_enabled():
         for what, tensor in zip(
             ("target", "prototypes", "prior", "teacher_logits", "class_weight", "geo_weight"), constants

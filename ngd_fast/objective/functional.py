@@ -92,7 +92,7 @@ def ngd_objective(
             global batch, and its gradient is multiplied by the world size, so that DDP's averaging gives the global
             gradient.
         backend: see the module. With None, what no fused backend does (a gradient by anything but features and logits,
-            forward mode, a shape beyond its limits) goes to the reference.
+            forward mode, torch.func.grad, a shape beyond its limits) goes to the reference.
 
     dtypes: float32, bfloat16, float16 or float64, each tensor its own; computed in float32, or in float64 where
     features or logits are. Autocast changes nothing. Inputs are never written. Gradients have the dtype of their

@@ -182,6 +182,18 @@ def test_forward_mode_is_the_references(backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
+def test_derivatives_by_torch_func_are_the_references(backend):
+    case = mapped(make(), lambda t: t.to(device_of(backend)))
+
+    def total(logits, backend=None):
+        return functional.ngd_objective(**{**case, "logits": logits}, backend=backend).total
+
+    assert relative(torch.func.grad(total)(case["logits"]).cpu(), truth(make()).logits) <= 1e-5
+    with pytest.raises(RuntimeError, match=r"no derivative by torch\.func"):
+        torch.func.grad(lambda logits: total(logits, backend))(case["logits"])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_changes_nothing(backend):
     case, leaves = on_device(make(), backend)
     plain = functional.ngd_objective(**case, backend=backend)
