@@ -1,6 +1,7 @@
 """ngd-fast doctor --check: it passes here, and a kernel that is wrong does not pass."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -42,6 +43,17 @@ def test_a_wrong_gradient_is_named_and_fails(monkeypatch):
     assert result.exit_code != 0
     assert "WRONG" in result.stdout
     assert "objective, cpu (float32 37 x 256)" in str(result.exception)
+
+
+def test_a_nan_in_one_gradient_is_the_error_that_is_shown(monkeypatch):
+    right = selfcheck._objective_run
+
+    def wrong(case, backend):
+        terms, features, logits = right(case, backend)
+        return [terms, features, logits * (1 if backend == "reference" else float("nan"))]
+
+    monkeypatch.setattr(selfcheck, "_objective_run", wrong)
+    assert math.isnan(next(selfcheck.check()).error)
 
 
 def test_nan_and_changing_bits_are_no_pass():
