@@ -128,9 +128,11 @@ def _read(path: str | Path):
     # ValueError: pandas' own for no CSV, and for a ZIP of several files; the last three: damaged compressed files.
     except (ValueError, OSError, EOFError, zlib.error, BadZipFile) as error:
         raise UserError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
-    if not len(table):
+    # Spreadsheets may write rows of empty cells below the table.
+    filled = np.flatnonzero(table.notna().any(axis=1))
+    if not len(filled):
         raise UserError(f"{path}: has a header but no rows")
-    return table
+    return table.iloc[: filled[-1] + 1]
 
 
 def _find(table, wanted: str | None, role: str) -> str | None:

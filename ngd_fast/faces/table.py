@@ -21,7 +21,7 @@ SUBJECT_COLUMNS = ("subject", "subject_id")
 
 
 def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
-    """(line number, cells) of every line, the first one included. A short or long row is a UserError.
+    """(line number, cells) of every line that holds any, the first one included. A short or long row is a UserError.
 
     Cells are parted by commas, or by semicolons or tabs where the first line has more of those.
     """
@@ -32,7 +32,7 @@ def read_cells(path: Path) -> Iterator[tuple[int, list[str]]]:
             reader = csv.reader(itertools.chain([first], file), delimiter=delimiter_of(first))
             width = None
             for cells in reader:
-                if not cells:
+                if not any(cells):  # spreadsheets may write rows of empty cells below the list
                     continue
                 width = width or len(cells)
                 if len(cells) != width:

@@ -220,7 +220,7 @@ def test_csv_faults(tmp_path, header, rows, message):
 @pytest.mark.parametrize("mark", [",", ";", "\t"])
 def test_csv_as_spreadsheets_write_it(tmp_path, mark):
     Image.fromarray(_images(1)[0]).save(tmp_path / "a, b.png")
-    rows = [["path", "label_name"], ['"a, b.png"', "fear"]]
+    rows = [["path", "label_name"], ['"a, b.png"', "fear"], ["", ""]]
     text = "".join(mark.join(cells) + "\r\n" for cells in rows)
     (tmp_path / "list.csv").write_bytes(b"\xef\xbb\xbf" + text.encode())
     faces = Faces.load(tmp_path / "list.csv")
