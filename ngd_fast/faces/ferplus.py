@@ -258,6 +258,8 @@ def _read_folder(folder: Path, joined: _Voted | None, image_root) -> _Voted:
             raise UserError(f"{where}: must hold a name and ten vote counts, holds {','.join(cells)[:120]}")
         rows.names.append(cells[0].strip())
         rows.votes.append(_votes(cells, range(len(cells) - 10, len(cells)), where))
+    if not rows.names:
+        raise UserError(f"{path}: holds no rows")
     if joined is not None:
         # Four names stand for two rows; in FER+'s own folders the later picture overwrote the earlier.
         by_name = dict(zip(joined.names, joined.pixels))

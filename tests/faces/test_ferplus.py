@@ -135,6 +135,9 @@ def test_names_in_label_csv_keep_their_case(official, tmp_path):
     shutil.copy(picture, train / "A.PNG")
     (train / "label.csv").write_text("A.PNG,9,0,0,0,0,0,0,0,0,0\n")
     assert convert_ferplus([train])[0]["train"].names == ["A.PNG"]
+    (train / "label.csv").write_text("")
+    with pytest.raises(UserError, match=r"label\.csv: holds no rows"):
+        convert_ferplus([train])
 
 
 def test_eval_label_mode(official):
