@@ -197,7 +197,8 @@ def read_folder(folder: Path, class_map) -> dict:
         )
     if others:
         say(f"{folder}: skipped {found}")
-    names = [path.relative_to(folder).as_posix() for path in paths]
+    # A name that is not UTF-8, as old archives leave them, can be opened but not written.
+    names = [os.fsencode(path.relative_to(folder).as_posix()).decode(errors="replace") for path in paths]
     label_dist = _one_hot(labels, len(paths))
     return {"paths": list(map(str, paths)), "names": names, "label_dist": label_dist, "subjects": None}
 

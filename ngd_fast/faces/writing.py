@@ -8,6 +8,7 @@ import numpy as np
 
 from ngd_fast.artifacts.files import write_json, write_text
 from ngd_fast.console import print_table
+from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_MAP, CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 
@@ -54,7 +55,16 @@ def _manifest(faces: Faces) -> str:
         # float32's shortest form that reads back to the same number.
         dist = [np.format_float_positional(value, trim="-") for value in faces.label_dist[row]]
         cells = [str(row), faces.names[row], str(label), CLASS_NAMES[label] if label >= 0 else "", *dist]
-        cells += [str(Path(faces.paths[row]).resolve())] if with_paths else []
+        cells += [_absolute(faces.paths[row])] if with_paths else []
         cells += [faces.subjects[row]] if with_subjects else []
         writer.writerow(cells)
     return text.getvalue()
+
+
+def _absolute(path: str) -> str:
+    path = str(Path(path).resolve())
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise UserError(f"{path!a}: its name is not UTF-8, so no list can hold it; rename it, or give --size") from None
+    return path

@@ -94,6 +94,23 @@ def test_the_same_file_in_two_folders_is_found(tmp_path, capsys):
     assert "left out 1 unreadable images, first " in shown.err and "f.png" in shown.err
 
 
+def test_names_that_are_not_utf8(tmp_path, capsys):
+    """As archives of Windows leave them where they are unpacked."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "faces" / "fear").mkdir(parents=True)
+    try:
+        (tmp_path / "a.png").rename(tmp_path / "faces" / "fear" / "caf\udce9.png")  # the byte E9
+    except (OSError, UnicodeError):
+        pytest.skip("this file system takes UTF-8 alone")
+    command = ["data", "folder", str(tmp_path / "faces"), "--out", str(tmp_path / "out")]
+    for size, status in ((["--size", "8"], 0), ([], 2)):
+        with pytest.raises(SystemExit) as stop:
+            main([*command, *size])
+        assert stop.value.code == status
+    assert Faces.load(tmp_path / "out" / "faces_all.npz").names == ["fear/caf\ufffd.png"]
+    assert r"caf\udce9.png': its name is not UTF-8, so no list can hold it" in capsys.readouterr().err
+
+
 def test_hidden_files_of_macos_are_no_part_of_ckplus(tmp_path):
     write_ckplus_tree(tmp_path, 2)
     expected = convert_ckplus(tmp_path, neutral=True).checksum
