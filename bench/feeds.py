@@ -37,14 +37,14 @@ def measure(
     device: torch.device,
     *,
     feeds: Sequence[str] | None = None,
-    workers: int = 0,
+    workers: int | None = None,
     seconds: float = 2.0,
 ) -> list[dict]:
     """A row for each of ``feeds``, some of :func:`kinds`, by default all."""
     return [_measure_one(kind, batch, size, device, workers, seconds) for kind in feeds or kinds(device)]
 
 
-def _measure_one(kind: str, batch: int, size: int, device: torch.device, workers: int, seconds: float) -> dict:
+def _measure_one(kind: str, batch: int, size: int, device: torch.device, workers: int | None, seconds: float) -> dict:
     """Epochs are read for ``seconds`` after one batch of warm-up; the device is waited for once, at the end."""
     from ngd_fast.faces.feeds import make_feed
 

@@ -1,6 +1,8 @@
 """Whether the fused kernels compute on this machine what they should: each against plain PyTorch, on random input."""
 
 import copy
+import functools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -25,6 +27,8 @@ class Finding:
     bound: float
     repeats: bool
     """Whether a second run gave the same bits."""
+    fault: str = ""
+    """Why it did not run at all; ``error`` is NaN then."""
 
     @property
     def ok(self) -> bool:
@@ -40,6 +44,16 @@ def check() -> Iterator[Finding]:
         yield from _gpu_only(torch.device("cuda"))
 
 
+def _find(what: str, case: str, bound: float, measure: Callable[[], tuple[float, bool]]) -> Finding:
+    """``measure`` gives error and repeats. A kernel that cannot be compiled or launched is a finding like others."""
+    try:
+        error, repeats = measure()
+    except Exception as raised:  # Triton's compiler raises errors of its own kinds
+        fault = next((line.strip() for line in str(raised).splitlines() if line.strip()), type(raised).__name__)
+        return Finding(what, case, math.nan, bound, False, fault)
+    return Finding(what, case, error, bound, repeats)
+
+
 def _gpu_only(device: torch.device) -> Iterator[Finding]:
     if not stem.why_not_here(device):
         for dtype in (torch.bfloat16, torch.float16):
@@ -52,20 +66,20 @@ def _objective(backend: str) -> Iterator[Finding]:
     on_cpu = backend == "cpu" or not torch.cuda.is_available()
     device = torch.device("cpu" if on_cpu else "cuda")
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        # Gradients are rounded to their dtype; terms stay float32.
+        bound = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
         for rows in _ROWS["interpreter" if on_cpu and backend == "triton" else device.type]:
-            case = _objective_case(rows, dtype)
-            exact = _objective_run(
-                {k: v.double() if v.is_floating_point() else v for k, v in case.items()}, "reference"
-            )
-            here = {name: tensor.to(device) for name, tensor in case.items()}
-            got, again = _objective_run(here, backend), _objective_run(here, backend)
-            terms = ((got[0] - exact[0]).abs() / exact[0].abs().clamp(min=1)).tolist()
-            error = _largest([*terms, *map(_relative, got[1:], exact[1:])])
-            # Gradients are rounded to their dtype; terms stay float32.
-            bound = 1e-5 if dtype == torch.float32 else torch.finfo(dtype).eps
-            same = all(map(torch.equal, got, again))
-            name = str(dtype).removeprefix("torch.")
-            yield Finding(f"objective, {backend}", f"{name} {rows:,} x 256", error, bound, same)
+            measure = functools.partial(_objective_error, rows, dtype, backend, device)
+            yield _find(f"objective, {backend}", f"{_name(dtype)} {rows:,} x 256", bound, measure)
+
+
+def _objective_error(rows: int, dtype: torch.dtype, backend: str, device: torch.device) -> tuple[float, bool]:
+    case = _objective_case(rows, dtype)
+    exact = _objective_run({k: v.double() if v.is_floating_point() else v for k, v in case.items()}, "reference")
+    here = {name: tensor.to(device) for name, tensor in case.items()}
+    got, again = _objective_run(here, backend), _objective_run(here, backend)
+    terms = ((got[0] - exact[0]).abs() / exact[0].abs().clamp(min=1)).tolist()
+    return _largest([*terms, *map(_relative, got[1:], exact[1:])]), all(map(torch.equal, got, again))
 
 
 def _objective_case(rows: int, dtype: torch.dtype) -> dict[str, Tensor]:
@@ -94,6 +108,11 @@ def _objective_run(case: dict[str, Tensor], backend: str) -> list[Tensor]:
 
 
 def _stem(device: torch.device, dtype: torch.dtype) -> Finding:
+    measure = functools.partial(_stem_error, device, dtype)
+    return _find("grey stem, cuda", f"{_name(dtype)} 8 x 96 px, 64 channels", torch.finfo(dtype).eps / 2, measure)
+
+
+def _stem_error(device: torch.device, dtype: torch.dtype) -> tuple[float, bool]:
     torch.manual_seed(0)
     conv, norm = nn.Conv2d(3, 64, 7, 2, 3, bias=False), nn.BatchNorm2d(64)
     with torch.no_grad():
@@ -114,14 +133,15 @@ def _stem(device: torch.device, dtype: torch.dtype) -> Finding:
 
     exact = run(layers, torch.device("cpu"), torch.float64, torch.float64)
     got, again = (run(stem.grey_stem, device, dtype, torch.float32) for _ in range(2))
-    error = _largest(list(map(_relative, got, exact)))
-    name = str(dtype).removeprefix("torch.")
-    same = all(map(torch.equal, got, again))
-    return Finding("grey stem, cuda", f"{name} 8 x 96 px, 64 channels", error, torch.finfo(dtype).eps / 2, same)
+    return _largest(list(map(_relative, got, exact))), all(map(torch.equal, got, again))
 
 
 def _views(device: torch.device) -> Finding:
     """The resident feed's kernel, against the portable feed."""
+    return _find("resident feed, triton", "float32 64 x 112 px", 1e-3, functools.partial(_views_error, device))
+
+
+def _views_error(device: torch.device) -> tuple[float, bool]:
     from ngd_fast.faces.augment import AugmentConfig
     from ngd_fast.faces.dataset import Faces
     from ngd_fast.faces.feeds import make_feed
@@ -136,8 +156,12 @@ def _views(device: torch.device) -> Finding:
 
     expected = batch("torch", torch.device("cpu"))
     got, again = (batch("resident", device) for _ in range(2))
-    error = (got[0] - expected[0]).abs().max().item() if torch.equal(got[1], expected[1]) else float("inf")
-    return Finding("resident feed, triton", "float32 64 x 112 px", error, 1e-3, all(map(torch.equal, got, again)))
+    error = (got[0] - expected[0]).abs().max().item() if torch.equal(got[1], expected[1]) else math.inf
+    return error, all(map(torch.equal, got, again))
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _relative(actual: Tensor, expected: Tensor) -> float:

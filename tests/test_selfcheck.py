@@ -56,6 +56,22 @@ def test_a_nan_in_one_gradient_is_the_error_that_is_shown(monkeypatch):
     assert math.isnan(next(selfcheck.check()).error)
 
 
+def test_a_kernel_that_does_not_run_is_named_beside_the_others(monkeypatch):
+    right = selfcheck._objective_run
+
+    def broken(case, backend):
+        if case["features"].dtype == torch.bfloat16:
+            raise RuntimeError("out of resources: shared memory")
+        return right(case, backend)
+
+    monkeypatch.setattr(selfcheck, "_objective_run", broken)
+    result = CliRunner().invoke(command, ["--check", "--json"])
+    findings = json.loads(result.stdout, parse_constant=pytest.fail)["check"]
+    assert {f["ok"] for f in findings if "float32" in f["case"]} == {True}
+    assert {f["fault"] for f in findings if not f["ok"]} == {"out of resources: shared memory"}
+    assert "objective, cpu (bfloat16 37 x 256: out of resources: shared memory)" in str(result.exception)
+
+
 def test_nan_and_changing_bits_are_no_pass():
     assert selfcheck.Finding("", "", 0.0, 1e-5, True).ok
     assert not selfcheck.Finding("", "", float("nan"), 1e-5, True).ok

@@ -124,7 +124,9 @@ def train(batch, variants, kinds, images, epochs, settings, image_size, arch, te
 @command.command()
 @click.option("--batch", type=click.IntRange(min=1), default=128, show_default=True)
 @click.option("--image-size", type=click.IntRange(min=8), default=224, show_default=True, help="Side in pixels.")
-@click.option("--workers", type=click.IntRange(min=0), default=0, show_default=True, help="Threads of the torch feed.")
+@click.option(
+    "--workers", type=click.IntRange(min=0), help="Threads that prepare faces; default: 0 on a CPU, up to 8 for a GPU."
+)
 @_seconds
 @_options
 def feeds(batch, image_size, workers, device, threads, seconds, json_path):

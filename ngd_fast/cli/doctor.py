@@ -1,6 +1,7 @@
 """ngd-fast doctor: what is here, and for what is not, why."""
 
 import json
+import math
 import os
 import platform
 import shutil
@@ -106,7 +107,11 @@ def _cuda_build(info) -> str:
 def _check() -> list[dict]:
     from ngd_fast import selfcheck
 
-    return [{**asdict(finding), "ok": finding.ok} for finding in selfcheck.check()]
+    found = []
+    for finding in selfcheck.check():
+        error = finding.error if math.isfinite(finding.error) else None  # JSON has no NaN
+        found.append({**asdict(finding), "error": error, "ok": finding.ok})
+    return found
 
 
 @click.command()
@@ -123,7 +128,7 @@ def command(check: bool, as_json: bool) -> None:
         click.echo(json.dumps({**report, "check": findings} if check else report, indent=2))
     else:
         _print(report, findings)
-    wrong = [f"{finding['what']} ({finding['case']})" for finding in findings if not finding["ok"]]
+    wrong = [f"{f['what']} ({f['case']}{f['fault'] and ': ' + f['fault']})" for f in findings if not f["ok"]]
     if wrong:
         raise UserError(f"not what plain PyTorch computes, do not train with it here: {'; '.join(wrong)}")
 
@@ -138,7 +143,11 @@ def _print(report: dict, findings: list[dict]) -> None:
     if findings:
         columns = ["check", "input", "error", "bound", "same bits twice", ""]
         rows = [
-            (f["what"], f["case"], f"{f['error']:.1e}", f"{f['bound']:.1e}", f["repeats"], "ok" if f["ok"] else "WRONG")
+            (
+                *(f["what"], f["case"]),
+                *("not finite" if f["error"] is None else f"{f['error']:.1e}", f"{f['bound']:.1e}", f["repeats"]),
+                "ok" if f["ok"] else "WRONG",
+            )
             for f in findings
         ]
         print_table(columns, rows)
