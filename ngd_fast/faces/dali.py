@@ -18,11 +18,9 @@ from ngd_fast.faces.augment import view_parameters
 from ngd_fast.faces.feeds import Batch, Feed
 from ngd_fast.faces.images import decode_image
 
-_DECODED_BY_DALI = (
-    *(b"\xff\xd8\xff", b"\x89PNG", b"BM", b"II*\0", b"MM\0*", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51"),
-    *(b"P%d" % number for number in range(1, 7)),
-)
-"""How JPEG, PNG, BMP, TIFF, WebP, JPEG 2000 and PNM begin."""
+_DECODED_BY_DALI = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
+"""How JPEG, PNG, BMP, WebP and JPEG 2000 begin. TIFF and PNM are Pillow's: DALI reads no TIFF of one bit, and takes
+another greatest value of a PNM for 255."""
 
 
 class DaliFeed(Feed):

@@ -255,10 +255,11 @@ def test_a_file_that_vanishes_in_training_is_named(mini, kind, tmp_path):
 
 @pytest.mark.parametrize("grey", [False, True])
 def test_dali_shows_what_only_pillow_decodes(mini, tmp_path, grey):
-    paths = [str(tmp_path / f"{row}.gif") for row in range(3)]
-    for source, path in zip(mini.paths, paths):
+    paths = [str(tmp_path / name) for name in ("a.gif", "b.gif", "c.tiff", "d.pgm")]
+    for source, path, mode in zip(mini.paths, paths[:3], ("RGB", "RGB", "1")):
         with Image.open(source) as image:
-            image.save(path)
+            image.convert(mode).save(path)
+    (tmp_path / "d.pgm").write_bytes(b"P5 48 48 15 " + bytes(range(16)) * (48 * 48 // 16))
     options = {"batch_size": 2, "image_size": 48, "train": False, "grey": grey}
     feeds = [_feed(Faces(paths=paths), kind, **options) for kind in ("torch", "dali")]
     _assert_same(*(feed.epoch(0) for feed in feeds), 1e-3)
