@@ -5,6 +5,7 @@ import copy
 import pytest
 import torch
 from emulated_stem import give_cpu_kernels
+from stem_cases import error, exact, faces, layers
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -21,49 +22,12 @@ def on_cpu(emulator):
     library._destroy()
 
 
-def layers(channels, *, inputs=3, seed=0):
-    torch.manual_seed(seed)
-    conv = nn.Conv2d(inputs, channels, 7, 2, 3, bias=False)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    norm = nn.BatchNorm2d(channels)
-    nn.init.uniform_(norm.weight, -1.5, 1.5)  # negative scales turn the largest into the smallest
-    nn.init.normal_(norm.bias)
-    norm.running_mean.normal_()
-    norm.running_var.uniform_(0.5, 2)
-    return conv, norm
-
-
-def faces(count, height, width, dtype, seed=0):
-    """Smooth pictures with a mean unlike 0, as normalised faces are."""
-    generator = torch.Generator().manual_seed(seed)
-    coarse = torch.randn(count, 1, height // 4, width // 4, generator=generator)
-    images = nn.functional.interpolate(coarse, (height, width), mode="bilinear") + 0.6
-    return (images + 0.1 * torch.randn(count, 1, height, width, generator=generator)).to(dtype)
-
-
-def exact(images, conv, norm, grad_out):
-    """Output and gradients of the four layers in float64, with the kernel rounded as the fused one rounds it.
-
-    Rounding alone: the kernel's planes become one, of which all three get the gradient.
-    """
-    norm = copy.deepcopy(norm).double()
-    kernel = conv.weight.detach().sum(1, keepdim=True).to(images.dtype).double().requires_grad_()
-    out = norm(nn.functional.conv2d(images.double(), kernel, stride=2, padding=3))
-    out = nn.functional.max_pool2d(out.relu(), 3, 2, 1)
-    grads = torch.autograd.grad(out, (kernel, norm.weight, norm.bias), grad_out.double())
-    return out.detach(), (grads[0].expand_as(conv.weight), *grads[1:]), norm
-
-
 def plain(images, conv, norm, grad_out):
     """Output and gradients layer by layer in the images' dtype, as autocast runs them."""
     norm = copy.deepcopy(norm)
     with torch.autocast("cpu", images.dtype):
         out = nn.functional.max_pool2d(norm(conv(images.expand(-1, 3, -1, -1))).relu(), 3, 2, 1)
     return out.detach(), torch.autograd.grad(out, (conv.weight, norm.weight, norm.bias), grad_out.to(out.dtype))
-
-
-def error(got, want):
-    return float(((got.double() - want).norm() / want.norm()).detach())
 
 
 class Operators(TorchDispatchMode):
@@ -202,19 +166,9 @@ def test_backward_makes_no_zeros_for_what_has_no_gradient(on_cpu):
     assert "ngd_fast::stem_bwd" in called.names and not any("zeros" in name for name in called.names)
 
 
-class NoGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, grad):
-        return None
-
-
 def test_no_incoming_gradient(on_cpu):
     conv, norm = layers(32)
-    NoGradient.apply(stem.grey_stem(faces(1, 16, 16, torch.bfloat16), conv, norm)).sum().backward()
+    torch._C._functions.UndefinedGrad()(stem.grey_stem(faces(1, 16, 16, torch.bfloat16), conv, norm)).sum().backward()
     assert all(p.grad is None for p in (*conv.parameters(), *norm.parameters()))
 
 
@@ -313,101 +267,3 @@ def test_says_why_not():
     assert "multiple of 32" in stem.why_not_layers(layers(16)[0], layers(16)[1])
     assert "multiples" in stem.why_not_size(224, 220)
     assert stem.why_not_size(224, 224) == stem.why_not_layers(conv, norm) == ""
-
-
-@pytest.mark.gpu
-class TestOnGpu:
-    @pytest.fixture(autouse=True)
-    def _built(self):
-        reason = stem.why_not_here(torch.device("cuda"))
-        if reason:
-            pytest.skip(reason)
-
-    def make(self, dtype=torch.bfloat16, count=8, size=224, channels=64):
-        conv, norm = layers(channels)
-        images, grad_out = faces(count, size, size, dtype), torch.randn(count, channels, size // 4, size // 4).to(dtype)
-        return conv.cuda().to(memory_format=torch.channels_last), norm.cuda(), images.cuda(), grad_out.cuda()
-
-    def run(self, run, conv, norm, images, grad_out):
-        out = run(images, conv, norm)
-        return out.detach(), *torch.autograd.grad(out, (conv.weight, norm.weight, norm.bias), grad_out)
-
-    @pytest.mark.parametrize("training", [True, False], ids=["training", "eval"])
-    @pytest.mark.parametrize(
-        ("dtype", "count", "size", "channels"),
-        [
-            (torch.bfloat16, 8, 224, 64),
-            (torch.float16, 8, 224, 64),
-            (torch.bfloat16, 1, 16, 32),
-            (torch.bfloat16, 33, 112, 96),
-            (torch.float16, 3, 48, 128),
-        ],
-    )
-    def test_values_and_gradients(self, dtype, count, size, channels, training):
-        conv, norm, images, grad_out = self.make(dtype, count, size, channels)
-        norm.train(training)
-        want, want_grads, moved = exact(images, conv, norm, grad_out)
-        out, *grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        step = 2**-8 if dtype == torch.bfloat16 else 2**-11
-        torch.testing.assert_close(out.double(), want, rtol=step + 2**-19, atol=2e-5)
-        for got, wanted in zip(grads, want_grads, strict=True):
-            assert error(got, wanted) < step
-        torch.testing.assert_close(norm.running_var.double(), moved.running_var, rtol=1e-5, atol=1e-6)
-
-    def test_same_bits_from_run_to_run(self):
-        conv, norm, images, grad_out = self.make()
-        first = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        for _ in range(3):
-            assert all(map(torch.equal, first, self.run(stem.grey_stem, conv, norm, images, grad_out)))
-
-    def test_compiled_and_captured(self):
-        conv, norm, images, grad_out = self.make()
-        compiled = torch.compile(stem.grey_stem, fullgraph=True)
-        first = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            for _ in range(3):
-                self.run(compiled, conv, norm, images, grad_out)
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            captured = self.run(compiled, conv, norm, images, grad_out)
-        norm.reset_running_stats()
-        graph.replay()
-        assert all(map(torch.equal, first, captured))
-        assert int(norm.num_batches_tracked) == 1
-
-    def test_images_and_gradient_anywhere_in_memory(self):
-        """A view that begins two bytes behind 16 of them, which the kernels cannot read as they are."""
-        conv, norm, images, grad_out = self.make(count=2, size=32)
-
-        def moved(tensor):
-            return torch.cat([tensor.new_zeros(1), tensor.flatten()])[1:].view(tensor.shape)
-
-        grad_out = grad_out.permute(0, 2, 3, 1).contiguous()
-        plain, shifted = (
-            self.run(stem.grey_stem, conv, norm, move(images), move(grad_out).permute(0, 3, 1, 2))
-            for move in (torch.clone, moved)
-        )
-        assert all(map(torch.equal, plain, shifted))
-
-    def test_images_on_the_cpu_are_named(self):
-        conv, norm, images, _ = self.make(count=1, size=16)
-        with pytest.raises(ValueError, match="images: wanted a tensor on a GPU, got one on cpu"):
-            stem.grey_stem(images.cpu(), conv, norm)
-
-    def test_offsets_beyond_32_bits(self):
-        """More than 2^31 values in the output, of eight images again and again."""
-        if torch.cuda.mem_get_info()[0] < 20e9:
-            pytest.skip("needs 20 GB of device memory")
-        conv, norm, images, grad_out = self.make()
-        norm.eval()
-        few, *few_grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        times = 2**31 // few.numel() + 1
-        images, grad_out = (tensor.repeat(times, 1, 1, 1) for tensor in (images, grad_out))
-        out, *grads = self.run(stem.grey_stem, conv, norm, images, grad_out)
-        assert torch.equal(out[:8], few) and torch.equal(out[-8:], few)
-        for got, want in zip(grads, few_grads):
-            # Sums of float32 over a thousand times as many rows; a wrong offset would change the first digit.
-            assert error(got / times, want.double()) < 1e-2
