@@ -72,7 +72,7 @@ def dump_config(config: Config) -> str:
 
 
 def _apply_override(data: dict[str, Any], override: str) -> str:
-    """Set the key that ``override`` names, and return it."""
+    """Set the key that ``override`` names; returns it, or the section around it that nothing else had set yet."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
         raise UserError(f"--set {override}: must be key=value, for example --set optimizer.lr=1e-3")
@@ -84,17 +84,18 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
         # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number without quotes means a string.
         with contextlib.suppress(ValueError):
             value = float(value)
-    *parents, last = key.strip().split(".")
-    node = data
-    for parent in parents:
+    *parents, last = names = key.strip().split(".")
+    node, own = data, len(names)
+    for depth, parent in enumerate(parents, start=1):
         child = node.get(parent)
         if child is None:
             child = node[parent] = {}
+            own = min(own, depth)
         if not isinstance(child, dict):
             raise UserError(f"--set {override}: {parent} is a value, it has no keys of its own")
         node = child
     node[last] = value
-    return key.strip()
+    return ".".join(names[:own])
 
 
 def _faults_by_key(data: dict[str, Any], error: ValidationError) -> list[tuple[str, list[dict[str, Any]]]]:

@@ -64,6 +64,8 @@ def test_the_file_is_named_only_for_what_stands_in_it(tmp_path):
     path.write_text("inner:\n  rate: 0.25\n")
     with pytest.raises(UserError, match=r"^inner\.steps: "):
         load_config(Outer, path, ["inner.steps=many"])
+    with pytest.raises(UserError, match=r"^unknown key iner; did you mean inner"):
+        load_config(Outer, path, ["iner.steps=7"])
     path.write_text("inner:\n  rate: fast\n")
     with pytest.raises(UserError, match=r"c\.yaml: inner\.rate: "):
         load_config(Outer, path, ["inner.steps=7"])

@@ -43,9 +43,10 @@ def suite_options(function):
 def command(configs, seeds, out, side_by_side, baseline, overrides, **options):
     """Train several variants over several seeds and print one table: mean, spread, paired bootstrap.
 
-    Run it again after an interruption: finished runs are recognised by their fingerprint, the others continue.
+    Run it again after an interruption: finished runs are recognised by their fingerprint, the others continue. A run
+    that diverges stops no other; it is named at the end, and the exit status is 2.
     """
-    from ngd_fast.student.suite import ablation_jobs, report_jobs, run_jobs
+    from ngd_fast.student.suite import ablation_jobs, run_suite
 
     names = [name.strip() for name in configs.split(",") if name.strip()]
     if not names:
@@ -53,5 +54,4 @@ def command(configs, seeds, out, side_by_side, baseline, overrides, **options):
     jobs = ablation_jobs(names, seeds, overrides_of(options, overrides), out)
     if baseline is not None and baseline not in {job.config.name for job in jobs}:
         raise UserError(f"--baseline {baseline}: is none of {', '.join(sorted({job.config.name for job in jobs}))}")
-    if run_jobs(jobs, side_by_side=side_by_side):
-        report_jobs(jobs, out, baseline=baseline)
+    run_suite(jobs, out, baseline=baseline, side_by_side=side_by_side)

@@ -32,11 +32,10 @@ def _sweep(kind: str, help_text: str):
     @suite_options
     @data_options
     def run(config, values, seeds, out, side_by_side, overrides, **options):
-        from ngd_fast.student.suite import report_jobs, run_jobs, sweep_jobs
+        from ngd_fast.student.suite import run_suite, sweep_jobs
 
         jobs, baseline = sweep_jobs(kind, config, values, seeds, overrides_of(options, overrides), out)
-        if run_jobs(jobs, side_by_side=side_by_side):
-            report_jobs(jobs, out, baseline=baseline)
+        run_suite(jobs, out, baseline=baseline, side_by_side=side_by_side)
 
 
 _sweep("proto-weight", "The weight of Proto-KD: 0, 0.10, 0.12, 0.15.")
@@ -51,11 +50,10 @@ _sweep("geo-weight", "The weight of D-Geo: 0, 0.006, 0.012, 0.024.")
 @data_options
 def grid(config, banks, seeds, out, side_by_side, overrides, **options):
     """The grid of the prototypes. Banks are made by ngd-fast prototypes build --grid N."""
-    from ngd_fast.student.suite import grid_jobs, report_jobs, run_jobs
+    from ngd_fast.student.suite import grid_jobs, run_suite
 
     if options["bank"] is not None:
         raise UserError("sweep grid takes --banks, one for each grid, instead of --bank")
     files = [name.strip() for name in banks.split(",") if name.strip()]
     jobs, baseline = grid_jobs(config, files, seeds, overrides_of(options, overrides), out)
-    if run_jobs(jobs, side_by_side=side_by_side):
-        report_jobs(jobs, out, baseline=baseline)
+    run_suite(jobs, out, baseline=baseline, side_by_side=side_by_side)

@@ -166,7 +166,7 @@ class ResolutionStage(Config):
 
 
 class TrainConfig(Config):
-    epochs: int = Field(100, ge=1)
+    epochs: int = Field(100, ge=1, le=100_000)
     resolution: tuple[ResolutionStage, ...] | None = None
     """Progressive resolution: training views grow from stage to stage, to ``data.image_size`` at most; validation stays
     at that size, and so does all training where this is None. A teacher sees the student's views, but cached logits are

@@ -68,6 +68,14 @@ class Progress:
         return {**spent, "images_per_second": spent["images"] / seconds, "data_wait": waited / seconds}
 
 
+class Diverged(UserError):
+    """A student's training gave numbers that are not finite, and would again; its run is in ``folder``."""
+
+    def __init__(self, message: str, folder: Path):
+        super().__init__(message)
+        self.folder = folder
+
+
 class Session:
     """Trains one student into ``folder``. Rank 0 alone writes."""
 
@@ -128,8 +136,8 @@ class Session:
     def read_history(self, steps: int, done: int) -> dict[str, float]:
         """Add the last ``steps`` steps, of which the newest is number ``done`` of the whole run, to the epoch's sums.
 
-        The one place where the host waits for the device. Returns the terms' means over these steps. Raises UserError
-        naming the step and the term where one is not finite; nothing has been saved since that step.
+        The one place where the host waits for the device. Returns the terms' means over these steps. Raises Diverged,
+        naming the step and the term, where one is not finite; nothing has been saved since that step.
         """
         slots = [index % len(self.step.history) for index in range(done - steps, done)]
         rows = self.step.history.cpu().double().numpy()[slots]
@@ -154,10 +162,11 @@ class Session:
         name = {"grad_norm": "the gradient's norm", "loss": "the loss"}.get(TERMS[column], f"the term {TERMS[column]}")
         last = self.folder / LAST_NAME
         kept = f"the last good checkpoint is {last}" if last.exists() else "no checkpoint had been written yet"
-        raise UserError(
+        raise Diverged(
             f"{self.config.name} (seed {self.config.seed}): {name} is {rows[row, column]} at step {first + row + 1} "
             f"(epoch {self.progress.epoch + 1}); {kept}.\n"
-            "A lower optimizer.lr, train.precision=fp32 or a lower train.clip_grad may help"
+            "A lower optimizer.lr, train.precision=fp32 or a lower train.clip_grad may help",
+            self.folder,
         )
 
     # -- at an epoch's end --------------------------------------------------------------------------------------------
@@ -178,6 +187,9 @@ class Session:
         progress.epoch, progress.step, progress.skipped = progress.epoch + 1, 0, 0
         progress.sums = [0.0] * len(TERMS)
         if self.ranks.is_main:
+            if not np.isfinite(logits).all():
+                name = f"{self.config.name} (seed {self.config.seed})"
+                raise Diverged(f"{name}: logits on valid are not finite after epoch {progress.epoch}", self.folder)
             valid = validation_metrics(feed.faces.labels[rows], logits, feed.faces.class_names)
             if valid[self.config.train.best_metric] > progress.best:
                 progress.best, progress.best_epoch = valid[self.config.train.best_metric], progress.epoch
@@ -302,8 +314,6 @@ def alone_in(folder: Path) -> Iterator[None]:
 
 def validation_metrics(labels: np.ndarray, logits: np.ndarray, class_names) -> dict[str, float]:
     """8-way metrics without intervals, and the mean negative log-likelihood in nats."""
-    if not np.isfinite(logits).all():
-        raise UserError("validation: logits are not finite; the training has diverged")
     block = evaluate(labels, logits, class_names=class_names, bootstrap=0)
     known = labels >= 0
     likelihood = softmax(logits[known])[np.arange(known.sum()), labels[known]]

@@ -17,6 +17,7 @@ from ngd_fast.student.checkpoint import LAST_NAME, progress_of
 from ngd_fast.student.config import StudentConfig, load_student_config
 from ngd_fast.student.inputs import load_bank_and_weights
 from ngd_fast.student.run import holds_finished_run, train_students, trains_alike
+from ngd_fast.student.session import Diverged
 
 SWEEPS = {
     "proto-weight": ("objective.proto.weight", (0.0, 0.10, 0.12, 0.15)),
@@ -109,8 +110,28 @@ def _require_distinct(jobs: Sequence[Job]) -> None:
         raise UserError(f"two runs would be written to {twice[0]}; give the configurations different names")
 
 
-def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
-    """Train what is not finished; False where SIGTERM stopped it.
+def run_suite(
+    jobs: Sequence[Job], out: str | Path, *, baseline: str | None = None, side_by_side: int | None = None
+) -> dict | None:
+    """Train what is not finished, write and print the table of all (see :func:`report_jobs`), and return it.
+
+    None where SIGTERM stopped it. Raises UserError naming the runs that diverged, once the others stand in the table.
+    """
+    finished = run_jobs(jobs, side_by_side=side_by_side)
+    if finished is None:
+        return None
+    diverged = [job for job in jobs if job not in finished]
+    if any(job.config.name == baseline for job in diverged) and baseline not in {job.config.name for job in finished}:
+        baseline = None
+    table = report_jobs(finished, out, baseline=baseline) if finished else None
+    if diverged:
+        names = ", ".join(job.folder.name for job in diverged)
+        raise UserError(f"{len(diverged)} of {len(jobs)} runs diverged and stand in no table: {names}")
+    return table
+
+
+def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> list[Job] | None:
+    """Train what is not finished. Returns the jobs but for those that diverged, which stop no other; None: SIGTERM.
 
     ``side_by_side``: how many students of one seed share a feed and, on a GPU, a CUDA graph; default 4 there, else 1.
     Raises UserError for a folder that holds another run.
@@ -124,12 +145,20 @@ def run_jobs(jobs: Sequence[Job], *, side_by_side: int | None = None) -> bool:
         say(f"{len(jobs) - len(left)} of {len(jobs)} runs are finished already")
     for job in left:  # or the last variant would miss its teacher only after the others' hours of training
         load_bank_and_weights(job.config)
-    for group in _groups(left, side_by_side):
+    finished, groups = list(jobs), _groups(left, side_by_side)
+    while groups:
+        group = groups.pop(0)
         say(f"training {', '.join(job.folder.name for job in group)} ({left.index(group[0]) + 1} of {len(left)})")
-        metrics = train_students([job.config for job in group], [job.folder for job in group], resume=True)
+        try:
+            metrics = train_students([job.config for job in group], [job.folder for job in group], resume=True)
+        except Diverged as error:
+            say(str(error))
+            finished = [job for job in finished if job.folder != error.folder]
+            groups[:0] = _groups([job for job in group if job.folder != error.folder], side_by_side)
+            continue
         if any(m is None for m in metrics):
-            return False
-    return True
+            return None
+    return finished
 
 
 def _groups(jobs: Sequence[Job], size: int) -> list[list[Job]]:

@@ -7,7 +7,8 @@ import pytest
 from ngd_fast import cli
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.errors import UserError
-from ngd_fast.student.suite import ablation_jobs, grid_jobs, report_jobs, run_jobs, sweep_jobs
+from ngd_fast.student.step import StudentStep
+from ngd_fast.student.suite import ablation_jobs, grid_jobs, report_jobs, run_jobs, run_suite, sweep_jobs
 
 
 @pytest.fixture
@@ -69,7 +70,23 @@ def test_what_a_later_variant_lacks_is_said_before_the_first_trains(overrides, t
 
 def test_a_stopped_run_stops_the_suite(overrides, tmp_path, monkeypatch):
     monkeypatch.setattr("ngd_fast.student.suite.train_students", lambda configs, folders, resume: [None])
-    assert not run_jobs(ablation_jobs(["B0"], [1, 2], overrides, tmp_path), side_by_side=1)
+    assert run_suite(ablation_jobs(["B0"], [1, 2], overrides, tmp_path), tmp_path, side_by_side=1) is None
+
+
+@pytest.mark.parametrize("side_by_side", [1, 3])
+def test_a_run_that_diverges_stops_no_other(overrides, tmp_path, capsys, monkeypatch, side_by_side):
+    def broken(self, features, logits, batch, teacher_logits):
+        out = objective(self, features, logits, batch, teacher_logits)
+        return out._replace(total=out.total * float("nan")) if self.config.name == "B1" else out
+
+    objective = StudentStep.objective
+    monkeypatch.setattr(StudentStep, "objective", broken)
+    jobs = ablation_jobs(["B0", "B1", "B2"], [1], overrides, tmp_path)
+    with pytest.raises(UserError, match="1 of 3 runs diverged and stand in no table: B1_seed1"):
+        run_suite(jobs, tmp_path, baseline="B1", side_by_side=side_by_side)
+    assert "B1 (seed 1): the gradient's norm is nan at step 1" in capsys.readouterr().err
+    table = json.loads((tmp_path / "viz" / "ablation_lite.json").read_text())
+    assert [row["variant"] for row in table["rows"]] == ["B0", "B2"]
 
 
 def test_suites_do_not_run_under_torchrun(overrides, tmp_path, monkeypatch):
