@@ -225,7 +225,8 @@ def make_feed(
 
 def _threads(device: torch.device, world_size: int) -> int:
     """Of a feed that was not told how many: on a CPU the network has all cores, a GPU leaves them idle."""
-    return min(8, max(1, (os.cpu_count() or 1) // world_size)) if device.type == "cuda" else 0
+    here = int(os.environ.get("LOCAL_WORLD_SIZE", world_size))  # torchrun's: the ranks of this machine
+    return min(8, max(1, (os.cpu_count() or 1) // here)) if device.type == "cuda" else 0
 
 
 def _feed_class(kind: str) -> type[Feed]:

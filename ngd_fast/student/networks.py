@@ -125,6 +125,8 @@ def compile_network(network: nn.Module, *, deterministic: bool) -> nn.Module:
         # Older ones (2.8) know only a switch for all kernels.
         known = hasattr(config, "deterministic")
         options = {"deterministic": True} if known else {"triton.autotune_pointwise": False}
+    # Sizes beyond this limit (8 at first) would run uncompiled, with no more than a warning of PyTorch's.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
     return torch.compile(network, dynamic=False, options=options)
 
 

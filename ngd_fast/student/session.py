@@ -53,7 +53,7 @@ class Progress:
     preparing: float = 0.0
     """Seconds spent compiling and capturing CUDA graphs."""
     waited: float = 0.0
-    """Of ``seconds``, those spent waiting for data."""
+    """Of ``seconds``, those in which the device waited for data."""
     images: int = 0
     before: dict[str, float] = field(default_factory=dict)
     """``spent`` when the running epoch began."""

@@ -115,7 +115,8 @@ class Trainer:
         """Run the epoch's steps from ``start`` on; gives the number of each."""
         feed, size = self.train_feed, self.config.accumulation
         if isinstance(feed, ResidentFeed):
-            feed.begin_epoch(epoch, start * size)
+            with clock.waiting():
+                feed.begin_epoch(epoch, start * size)
             for step in range(start, self.steps_per_epoch):
                 self.runner.run_from(feed, size)
                 yield step
@@ -207,27 +208,46 @@ def _memory(device: torch.device) -> float:
 
 
 class _Clock:
-    """Seconds of an epoch without the making of graphs, and how many of them the host waited for data."""
+    """Seconds of an epoch without the making of graphs, and how many of them the device waited for data."""
 
     def __init__(self, device: torch.device, runner: StepRunner):
         self.device, self._runner = device, runner
         self._begin, self._prepared = time.perf_counter(), runner.preparing
         self._waited = 0.0
+        self._marks: list[tuple[torch.cuda.Event, torch.cuda.Event]] = []
         self._images = 0
 
     @contextlib.contextmanager
     def waiting(self) -> Iterator[None]:
-        """Within: the host waits for data."""
-        begin = time.perf_counter()
-        yield
-        self._waited += time.perf_counter() - begin
+        """Within: the host gets data, and the device waits for them.
+
+        A GPU may still be at the last step, or wait on after the host has gone on (DALI works on a stream of its own),
+        so it takes the time itself: from the end of its work so far to when the data are there.
+        """
+        if self.device.type == "cuda":
+            begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            begin.record()
+            yield
+            end.record()
+            self._marks.append((begin, end))
+        else:
+            start = time.perf_counter()
+            yield
+            self._waited += time.perf_counter() - start
+
+    def _seconds_waited(self) -> float:
+        for begin, end in self._marks:
+            end.synchronize()
+            self._waited += begin.elapsed_time(end) / 1000
+        self._marks.clear()
+        return self._waited
 
     def steps(self, images: int) -> None:
         self._images += images
 
     @property
     def share_waiting(self) -> float:
-        return self._waited / self._seconds()
+        return self._seconds_waited() / self._seconds()
 
     def _seconds(self) -> float:
         return max(1e-9, time.perf_counter() - self._begin - (self._runner.preparing - self._prepared))
@@ -237,7 +257,7 @@ class _Clock:
         spent = {
             "seconds": self._seconds(),
             "preparing": self._runner.preparing - self._prepared,
-            "waited": self._waited,
+            "waited": self._seconds_waited(),
             "images": self._images,
         }
         self._begin, self._prepared = time.perf_counter(), self._runner.preparing

@@ -230,3 +230,15 @@ def test_a_student_of_ours_gives_its_backbone(saved):
     report = load_backbone_weights(target, saved[1])
     assert report.missing == () and set(report.unexpected) >= {"head.weight", "projection.bias"}
     assert torch.equal(target.conv1.weight, saved[0].backbone.conv1.weight)
+
+
+def test_every_size_is_compiled(monkeypatch):
+    """Also beyond the eight that PyTorch takes at first."""
+    compiled = []
+    monkeypatch.setattr(
+        "torch._inductor.compile_fx.compile_fx", lambda graph, inputs, **_: (compiled.append(graph), graph.forward)[1]
+    )
+    network = compile_network(nn.Linear(2, 2), deterministic=False)
+    for rows in range(2, 12):
+        network(torch.ones(rows, 2))
+    assert len(compiled) == 10

@@ -2,9 +2,11 @@
 
 import json
 import time
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 from runs import assert_same_run, final_state
 
 from ngd_fast.artifacts.files import sha256
@@ -16,6 +18,7 @@ from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed
 from ngd_fast.student.inference import predict
 from ngd_fast.student.run import train_student, train_students
+from ngd_fast.student.trainer import _Clock
 from ngd_fast.student.weights import load_student
 
 
@@ -66,6 +69,33 @@ def test_reading_faces_again_in_another_size_is_waiting_for_data(small_config, t
     resolution = "train.resolution=[{from_epoch: 0, image_size: 16}]"
     train = train_student(small_config("B0", resolution, "train.epochs=1"), tmp_path / "run")["train"]
     assert 0.5 < train["data_wait"] * train["seconds"] < train["seconds"]
+
+
+def test_a_gpu_waits_for_data_only_when_it_has_run_dry(monkeypatch):
+    """And goes on waiting where the data come later on a stream of their own than the host has asked for them."""
+    host, device = 0.0, 0.0  # now, and when the work that was given to the device is done; milliseconds
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = max(host, device)
+
+        def elapsed_time(self, end):
+            return end.at - self.at
+
+        def synchronize(self):
+            pass
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    clock = _Clock(torch.device("cuda"), SimpleNamespace(preparing=0.0))
+    for work, fetching, arrives, waited in ((7, 5, 0, 0), (0, 4, 0, 2), (1, 0, 15, 5)):
+        device = max(host, device) + work
+        with clock.waiting():
+            host += fetching
+            device = max(device, arrives)
+        assert clock.take()["waited"] == pytest.approx(waited / 1000)
 
 
 def test_dali_keeps_its_pipeline_over_epochs_that_end_within_a_step(small_config, tmp_path, monkeypatch):
