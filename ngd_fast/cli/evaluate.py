@@ -84,8 +84,12 @@ def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:
     there = read_json(path)
     if "eight_way" not in there:
         raise UserError(f"--out {folder}: holds the metrics of a training, not of an evaluation; name another folder")
-    if identity and any(there.get(key) != identity.get(key) for key in ("run", "variant", "seed", "dataset")):
+    if identity is None:
+        return
+    if any(there.get(key) != identity.get(key) for key in ("run", "variant", "seed", "dataset")):
         raise UserError(f"{folder}: holds the evaluation of another student or dataset; give --out")
+    if "data" in there and "data" in identity and there["data"]["sha256"] != identity["data"]["sha256"]:
+        raise UserError(f"{folder}: holds the evaluation on other faces of the same name; give --dataset or --out")
 
 
 def _source(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_size, dataset, device, **options):

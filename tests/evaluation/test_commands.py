@@ -127,6 +127,18 @@ def test_another_students_evaluation_is_found_before_anything_is_predicted(ckpt,
     assert "xval_toy_student_best: holds the evaluation of another student" in error_of(capsys)
 
 
+def test_evaluations_on_two_files_of_one_name_are_told_apart(ckpt, faces, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    with np.load(faces / "toy.npz") as content:
+        np.savez("toy.npz", **{name: content[name][::-1] for name in content.files})
+    for _ in range(2):
+        assert call("evaluate", "--ckpt", ckpt, "--npz", faces / "toy.npz", "--bootstrap", 0) == 0
+    capsys.readouterr()
+    assert call("evaluate", "--ckpt", ckpt, "--npz", "toy.npz", "--bootstrap", 0) == 2
+    assert "xval_toy_student_best: holds the evaluation on other faces of the same name" in error_of(capsys)
+    assert call("evaluate", "--ckpt", ckpt, "--npz", "toy.npz", "--bootstrap", 0, "--dataset", "other") == 0
+
+
 def test_a_training_is_not_overwritten(run, make_predictions, tmp_path, capsys):
     before = {path.name: path.read_bytes() for path in run.iterdir()}
     make_predictions().save(tmp_path / "p.npz")
