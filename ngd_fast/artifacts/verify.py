@@ -98,7 +98,12 @@ def _unlisted(folder: Path, listed: Container[str]) -> list[str]:
 def _verify_fingerprint(found: Verification, path: Path) -> None:
     fingerprint = read_json(path)
     changed, absent = check_fingerprint(found.folder, fingerprint)
-    found.add("fingerprint's files", [f"{FINGERPRINT_NAME}: {line}" for line in changed])
+    metrics = found.folder / "metrics.json"
+    told = read_json(metrics) if metrics.exists() else {}
+    for name in ("variant", "seed"):
+        if name in told and told[name] != fingerprint[name]:
+            changed.append(f"{name} is {fingerprint[name]}, but metrics.json says {told[name]}")
+    found.add("fingerprint", [f"{FINGERPRINT_NAME}: {line}" for line in changed])
     found.notes += [f"{FINGERPRINT_NAME}: {line}, so it was not checked" for line in absent]
 
 

@@ -27,7 +27,7 @@ def exit_code(*args):
 def test_an_untouched_run_holds(run, capsys):
     (found,) = verify(run)
     assert found.problems == []
-    assert found.checked == ["5 checksums", "fingerprint's files", "metrics.json valid from predictions_valid.npz"]
+    assert found.checked == ["5 checksums", "fingerprint", "metrics.json valid from predictions_valid.npz"]
     assert exit_code("verify", run) == 0
     assert "as written" in capsys.readouterr().out
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS.txt"], cwd=run).returncode == 0
@@ -42,6 +42,16 @@ def test_a_number_typed_by_hand_is_found_even_with_new_checksums(run, capsys):
     assert line.startswith("metrics.json valid: eight_way.accuracy: says 0.99, is 0.")
     assert exit_code("verify", run) == 2
     assert line in capsys.readouterr().out
+
+
+def test_a_run_that_is_called_another_is_found_even_with_new_checksums(run):
+    write_json(run / "metrics.json", {**read_json(run / "metrics.json"), "variant": "B2", "seed": 9})
+    write_sums(run)
+    made = read_json(run / "ablation_fingerprint.json")
+    assert problems(run) == [
+        f"ablation_fingerprint.json: variant is {made['variant']}, but metrics.json says B2",
+        f"ablation_fingerprint.json: seed is {made['seed']}, but metrics.json says 9",
+    ]
 
 
 def test_every_kind_of_touch_is_named(run):
