@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 
 Call = Callable[[], object]
-_ROUNDS = 15
+_ROUNDS = 15  # at least
+_TURN = 0.02  # seconds, at most, where a call takes no longer
 
 
 def wait_for_turn() -> None:
@@ -21,11 +22,11 @@ def wait_for_turn() -> None:
 def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 0.3) -> dict[str, float]:
     """Median microseconds of a call of each, taken in turns, so that a change of clock or load meets all alike.
 
-    Each takes about ``seconds``. A turn is so many calls that it takes some milliseconds; on a GPU it ends with one
-    synchronisation, so the time is the larger of the host's and the device's for each call.
+    The slowest takes about ``seconds``. A turn is so many calls that it takes some milliseconds; on a GPU it ends with
+    one synchronisation, so the time is the larger of the host's and the device's for each call.
     """
     synchronise = torch.cuda.synchronize if device.type == "cuda" else lambda: None
-    repeats = {}
+    turn, repeats, slowest = min(_TURN, seconds / _ROUNDS), {}, 0.0
     for call in calls.values():
         for _ in range(3):
             call()
@@ -36,9 +37,11 @@ def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 
         start = time.perf_counter()
         call()
         synchronise()
-        repeats[name] = max(1, round(seconds / _ROUNDS / max(time.perf_counter() - start, 1e-7)))
+        once = max(time.perf_counter() - start, 1e-7)
+        repeats[name] = max(1, round(turn / once))
+        slowest = max(slowest, repeats[name] * once)
     times = {name: [] for name in calls}
-    for _ in range(_ROUNDS):
+    for _ in range(max(_ROUNDS, round(seconds / slowest))):
         for name, call in calls.items():
             synchronise()
             start = time.perf_counter()
