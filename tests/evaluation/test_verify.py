@@ -7,28 +7,23 @@ import pytest
 from ngd_fast.artifacts.files import read_json, write_json, write_sums
 from ngd_fast.artifacts.fingerprint import make_fingerprint
 from ngd_fast.artifacts.verify import verify
-from ngd_fast.cli import main
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.evaluation.results import load_results
 from ngd_fast.evaluation.tables import write_tables
+
+from .conftest import call
 
 
 def problems(folder):
     return [line for found in verify(folder) for line in found.problems]
 
 
-def exit_code(*args):
-    with pytest.raises(SystemExit) as stop:
-        main([str(a) for a in args])
-    return stop.value.code
-
-
 def test_an_untouched_run_holds(run, capsys):
     (found,) = verify(run)
     assert found.problems == []
     assert found.checked == ["5 checksums", "fingerprint", "metrics.json valid from predictions_valid.npz"]
-    assert exit_code("verify", run) == 0
+    assert call("verify", run) == 0
     assert "as written" in capsys.readouterr().out
     assert subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS.txt"], cwd=run).returncode == 0
 
@@ -40,7 +35,7 @@ def test_a_number_typed_by_hand_is_found_even_with_new_checksums(run, capsys):
     write_sums(run)
     (line,) = problems(run)
     assert line.startswith("metrics.json valid: eight_way.accuracy: says 0.99, is 0.")
-    assert exit_code("verify", run) == 2
+    assert call("verify", run) == 2
     assert line in capsys.readouterr().out
 
 
@@ -121,7 +116,7 @@ def test_a_table_whose_json_is_gone(suite, tmp_path):
 def test_nothing_to_verify(tmp_path):
     with pytest.raises(UserError, match="is it a finished run"):
         verify(tmp_path)
-    assert exit_code("verify", tmp_path / "none") == 2
+    assert call("verify", tmp_path / "none") == 2
 
 
 def test_a_run_without_its_sums(run):
