@@ -75,7 +75,7 @@ def _refuse(ctx: click.Context, names: Iterable[str], why: str) -> None:
 
 def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:
     """Raise UserError where the evaluation would take the place of a training's metrics and sums; with ``identity``
-    also of another student's evaluation."""
+    also of an evaluation of another student or on other faces."""
     from ngd_fast.artifacts.files import read_json
 
     path = folder / "metrics.json"

@@ -115,18 +115,17 @@ def run_suite(
 ) -> dict | None:
     """Train what is not finished, write and print the table of all (see :func:`report_jobs`), and return it.
 
+    ``baseline``: the variant that the others are compared with; the first where it is None or all its runs diverged.
     None where SIGTERM stopped it. Raises UserError naming the runs that diverged, once the others stand in the table.
     """
     finished = run_jobs(jobs, side_by_side=side_by_side)
     if finished is None:
         return None
-    diverged = [job for job in jobs if job not in finished]
-    if any(job.config.name == baseline for job in diverged) and baseline not in {job.config.name for job in finished}:
-        baseline = None
-    table = report_jobs(finished, out, baseline=baseline) if finished else None
+    lost = {job.config.name for job in jobs} - {job.config.name for job in finished}
+    table = report_jobs(finished, out, baseline=None if baseline in lost else baseline) if finished else None
+    diverged = [job.folder.name for job in jobs if job not in finished]
     if diverged:
-        names = ", ".join(job.folder.name for job in diverged)
-        raise UserError(f"{len(diverged)} of {len(jobs)} runs diverged and stand in no table: {names}")
+        raise UserError(f"{len(diverged)} of {len(jobs)} runs diverged and stand in no table: {', '.join(diverged)}")
     return table
 
 

@@ -133,8 +133,11 @@ def test_worker_threads_change_nothing(mini):
 
 def test_a_gpu_is_fed_by_more_than_one_thread(monkeypatch):
     monkeypatch.setattr(feeds.os, "cpu_count", lambda: 16)
+    monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     threads = [feeds._threads(torch.device(device), ranks) for device, ranks in (("cpu", 1), ("cuda", 1), ("cuda", 4))]
     assert threads == [0, 8, 4]
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")  # as torchrun says on each of two machines
+    assert feeds._threads(torch.device("cuda"), 4) == 8
 
 
 def test_order_and_views_follow_the_contract(faces):

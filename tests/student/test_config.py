@@ -112,6 +112,11 @@ def test_unfit_resolutions_are_named(stages, message):
         load_student_config("B0", [f"train.resolution={stages}"])
 
 
+def test_more_epochs_than_a_schedule_can_hold_are_named():
+    with pytest.raises(UserError, match=r"^train\.epochs: .*100000"):
+        load_student_config("B0", ["train.epochs=1e9"])
+
+
 def test_switches_take_yamls_on_and_off():
     values = [load_student_config("B0", [f"train.compile={text}"]).train.compile for text in ("on", "off", "auto")]
     assert values == [True, False, "auto"]
