@@ -8,10 +8,10 @@ from pathlib import Path
 import yaml
 
 from ngd_fast.artifacts import html
+from ngd_fast.artifacts.figure_style import render, save_figure
 from ngd_fast.artifacts.model_card import PROHIBITED, checklist
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.comparison import paired_difference, variant_samples
-from ngd_fast.evaluation.figure_style import render, save_figure
 from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
 from ngd_fast.evaluation.figures_features import distance_figure, embedding_figure, geometry_figure
 from ngd_fast.evaluation.figures_training import read_log, terms_figure, timeline_figure

@@ -152,8 +152,8 @@ def _slug(name: str) -> str:
 
 def write_evaluation(folder: Path, predictions, identity: dict, *, bootstrap: int, seed: int) -> dict:
     """Write everything that an evaluation leaves into ``folder`` and return its metrics.json."""
+    from ngd_fast.artifacts.figure_style import has_matplotlib, save_figure
     from ngd_fast.artifacts.files import write_json, write_sums
-    from ngd_fast.evaluation.figure_style import has_matplotlib, save_figure
     from ngd_fast.evaluation.figures_classes import confusion_figure
     from ngd_fast.evaluation.metrics import evaluate_predictions, write_per_class
 

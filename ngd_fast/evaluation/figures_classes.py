@@ -4,8 +4,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from ngd_fast.artifacts.figure_style import MARKERS, SHADES, color_of, new_figure
 from ngd_fast.evaluation.bootstrap import ECE_BINS, calibration_bins
-from ngd_fast.evaluation.figure_style import MARKERS, SHADES, color_of, new_figure
 from ngd_fast.evaluation.metrics import prepare
 from ngd_fast.evaluation.predictions import Predictions
 

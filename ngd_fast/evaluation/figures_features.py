@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from ngd_fast.artifacts.figure_style import MARKERS, SHADES, WIDTH, color_of, new_figure
 from ngd_fast.errors import UserError
-from ngd_fast.evaluation.figure_style import MARKERS, SHADES, WIDTH, color_of, new_figure
 from ngd_fast.evaluation.predictions import Predictions
 
 

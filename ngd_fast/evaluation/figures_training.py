@@ -6,8 +6,8 @@ from pathlib import Path
 
 import numpy as np
 
+from ngd_fast.artifacts.figure_style import LINES, WIDTH, color_of, new_figure
 from ngd_fast.errors import UserError
-from ngd_fast.evaluation.figure_style import LINES, WIDTH, color_of, new_figure
 
 Epochs = Sequence[Mapping]
 TERMS = {

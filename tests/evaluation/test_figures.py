@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from threadpoolctl import threadpool_limits
 
+from ngd_fast.artifacts.figure_style import render, save_figure
 from ngd_fast.errors import UserError
-from ngd_fast.evaluation.figure_style import render, save_figure
 from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
 from ngd_fast.evaluation.figures_features import (
     class_geometry,
