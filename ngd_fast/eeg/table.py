@@ -1,18 +1,16 @@
 """Tables of band power: any CSV with one row for each window and one column for each channel and band."""
 
 import re
-import warnings
-import zlib
 from collections.abc import Sequence
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 from pydantic import Field, model_validator
 
-from ngd_fast.artifacts.files import delimiter_of, sha256
+from ngd_fast.artifacts.files import sha256
 from ngd_fast.config import Config
 from ngd_fast.console import say
+from ngd_fast.eeg.columns import find_column, number_column, numbers_in, read_table, require_column
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.eeg.pipeline import ChannelMender, MapConfig, draw, pick_channels
 from ngd_fast.eeg.topomap import make_operator
@@ -20,13 +18,6 @@ from ngd_fast.eeg.trials import ROW, Exclusions, TrialFault, scale_rating
 from ngd_fast.errors import UserError
 
 _BANDS = ("delta", "theta", "alpha", "beta", "gamma")
-_USUAL = {
-    "subject": ("subject", "subject_id", "subjectid", "participant", "participant_id", "sub"),
-    "trial": ("trial", "trial_id", "game", "video", "clip", "session", "path", "stimulus"),
-    "window": ("window", "window_index", "window_id", "epoch", "segment", "chunk"),
-    "valence": ("valence", "feltvlnc", "scorevalence"),
-    "arousal": ("arousal", "feltarsl", "scorearousal"),
-}
 
 
 class TableMapping(Config):
@@ -68,7 +59,7 @@ def topomaps_from_table(
     range, or values that have no logarithm.
     """
     mapping = mapping or TableMapping()
-    table = _read(path)
+    table = read_table(path)
     columns, bands, channels = _feature_columns(path, table, mapping)
     picks = pick_channels(channels, config.exclude_channels)
     channels = [channels[i] for i in picks]
@@ -78,16 +69,18 @@ def topomaps_from_table(
     if ratings is not None:
         _join_ratings(rows, path, ratings, mapping)
         meta["files"][Path(ratings).name] = sha256(ratings)
-    elif mapping.valence or mapping.arousal or _find(table, None, "valence") or _find(table, None, "arousal"):
+    elif (
+        mapping.valence or mapping.arousal or find_column(table, None, "valence") or find_column(table, None, "arousal")
+    ):
         for name in ("valence", "arousal"):
-            column = _number_column(path, table, _require(path, table, getattr(mapping, name), name))
+            column = number_column(path, table, require_column(path, table, getattr(mapping, name), name))
             rows[name] = [_scaled(r, mapping, f"{path}, row {i + 2}, {name}") for i, r in enumerate(column)]
     else:
         say(f"{path}: holds no ratings, so every window is unlabelled support; --ratings FILE joins some")
     half = np.isnan(rows["valence"]) | np.isnan(rows["arousal"])
     rows["valence"][half] = rows["arousal"][half] = np.nan
 
-    values = np.stack([_number_column(path, table, c) for c in columns.ravel()], axis=1)
+    values = np.stack([number_column(path, table, c) for c in columns.ravel()], axis=1)
     features = values.reshape(len(table), *columns.shape)[:, picks]
     _mark_flat(features, rows["subject"])
     if mapping.log:
@@ -109,46 +102,6 @@ def topomaps_from_table(
     if not usable.any():
         raise UserError(f"{path}: no usable row; left out: {exclusions}")
     return draw(features[usable], rows[usable], channels, bands, config, meta, exclusions, mender)
-
-
-def _read(path: str | Path):
-    import pandas as pd
-
-    try:
-        # By pandas, which also reads compressed files.
-        delimiter = delimiter_of(",".join(map(str, pd.read_csv(path, nrows=0).columns)))
-        with warnings.catch_warnings():
-            # Without index_col=False a cell too many in every row would shift all columns by one.
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, sep=delimiter, decimal="," if delimiter == ";" else ".", index_col=False)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such file") from None
-    except pd.errors.ParserWarning:
-        raise UserError(f"{path}: its rows have more cells than its header has names") from None
-    # ValueError: pandas' own for no CSV, and for a ZIP of several files; the last three: damaged compressed files.
-    except (ValueError, OSError, EOFError, zlib.error, BadZipFile) as error:
-        raise UserError(f"{path}: not a readable CSV ({' '.join(str(error).split())})") from None
-    # Spreadsheets may write rows of empty cells below the table.
-    filled = np.flatnonzero(table.notna().any(axis=1))
-    if not len(filled):
-        raise UserError(f"{path}: has a header but no rows")
-    return table.iloc[: filled[-1] + 1]
-
-
-def _find(table, wanted: str | None, role: str) -> str | None:
-    """The column of a role: the one named in the mapping, or the first with a usual name; None if there is none."""
-    names = [wanted] if wanted is not None else _USUAL[role]
-    lookup = {str(c).strip().lower(): c for c in reversed(table.columns)}
-    return next((lookup[n.lower()] for n in names if n.lower() in lookup), None)
-
-
-def _require(path, table, wanted: str | None, role: str) -> str:
-    column = _find(table, wanted, role)
-    if column is None:
-        looked = wanted or ", ".join(_USUAL[role])
-        shown = ", ".join(map(str, table.columns[:8])) + (", ..." if len(table.columns) > 8 else "")
-        raise UserError(f"{path}: no {role} column (looked for {looked}); it has {shown}")
-    return column
 
 
 def _feature_columns(path, table, mapping: TableMapping) -> tuple[np.ndarray, list[str], list[str]]:
@@ -179,46 +132,16 @@ def _feature_columns(path, table, mapping: TableMapping) -> tuple[np.ndarray, li
     return np.array([[found[c, b.lower()] for b in bands] for c in channels], object), bands, channels
 
 
-def _number_column(path, table, column) -> np.ndarray:
-    """float64 [rows]; empty cells are NaN, text is a UserError."""
-    import pandas as pd
-
-    numbers = pd.to_numeric(table[column], errors="coerce")
-    text = numbers.isna() & table[column].notna()
-    if text.any():
-        row = int(np.argmax(text))
-        raise UserError(f"{path}: row {row + 2}, column {column} must be a number, is {table[column].iloc[row]!r}")
-    return numbers.to_numpy(np.float64)
-
-
-def _numbers_in(path, table, column) -> np.ndarray:
-    """int64 [rows]: the number in each name (``S01`` is 1, ``G1.pdf`` is 1)."""
-    names = table[column].astype(str).str.strip()
-    numbers = names.str.extract(r"(\d+)", expand=False)
-    if numbers.isna().any():
-        row = int(np.argmax(numbers.isna()))
-        raise UserError(f"{path}: row {row + 2}, column {column} must hold a number, is {names.iloc[row]!r}")
-    try:
-        numbers = numbers.astype(np.int64)
-    except OverflowError:
-        raise UserError(f"{path}: column {column} holds numbers of more than 18 digits, such as {names[0]!r}") from None
-    if names.groupby(numbers).nunique().max() > 1:
-        number = int(names.groupby(numbers).nunique().idxmax())
-        both = sorted(set(names[numbers == number]))[:2]
-        raise UserError(f"{path}: column {column} has {both[0]!r} and {both[1]!r}, which are both number {number}")
-    return numbers.to_numpy()
-
-
 def _rows(path, table, mapping: TableMapping) -> np.ndarray:
     rows = np.empty(len(table), ROW)
     rows["valence"] = rows["arousal"] = np.nan
     for role in ("subject", "trial"):
-        rows[role] = _numbers_in(path, table, _require(path, table, getattr(mapping, role), role))
-    window = _find(table, mapping.window, "window")
+        rows[role] = numbers_in(path, table, require_column(path, table, getattr(mapping, role), role))
+    window = find_column(table, mapping.window, "window")
     if window is None and mapping.window is not None:
-        _require(path, table, mapping.window, "window")
+        require_column(path, table, mapping.window, "window")
     keys = table.assign(_s=rows["subject"], _t=rows["trial"]).groupby(["_s", "_t"])
-    rows["window"] = keys.cumcount() if window is None else _numbers_in(path, table, window)
+    rows["window"] = keys.cumcount() if window is None else numbers_in(path, table, window)
     _, index, count = np.unique(rows[["subject", "trial", "window"]], return_index=True, return_counts=True)
     if (count > 1).any():
         s, t, w = rows[index[np.argmax(count > 1)]][["subject", "trial", "window"]]
@@ -241,13 +164,13 @@ def _scaled(rating: float, mapping: TableMapping, where: str) -> float:
 
 def _join_ratings(rows: np.ndarray, path, ratings: str | Path, mapping: TableMapping) -> None:
     """Fill in valence and arousal by subject and trial; what has no rating stays unlabelled, which is said."""
-    table = _read(ratings)
-    subject = _numbers_in(ratings, table, _require(ratings, table, mapping.ratings_subject, "subject"))
-    trial_column = _require(ratings, table, mapping.ratings_trial, "trial")
-    trial = _numbers_in(ratings, table, trial_column)
+    table = read_table(ratings)
+    subject = numbers_in(ratings, table, require_column(ratings, table, mapping.ratings_subject, "subject"))
+    trial_column = require_column(ratings, table, mapping.ratings_trial, "trial")
+    trial = numbers_in(ratings, table, trial_column)
     pair = []
     for name in ("valence", "arousal"):
-        column = _number_column(ratings, table, _require(ratings, table, getattr(mapping, name), name))
+        column = number_column(ratings, table, require_column(ratings, table, getattr(mapping, name), name))
         pair.append([_scaled(r, mapping, f"{ratings}, row {i + 2}, {name}") for i, r in enumerate(column)])
     known: dict[tuple[int, int], Sequence[float]] = {}
     for key, felt in zip(zip(subject.tolist(), trial.tolist()), zip(*pair)):
