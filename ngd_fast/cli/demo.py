@@ -53,7 +53,7 @@ def command(out, seed, device, small):
     datasets, whose owners hand them out themselves. Every other step is a command that is printed before it runs.
     """
     from ngd_fast.artifacts.files import require_free
-    from ngd_fast.eeg.topomap import import_mne
+    from ngd_fast.eeg.channels import import_mne
     from ngd_fast.teacher.figures import new_figure
 
     scale, out, started = (_SMALL if small else _FULL), Path(out), time.monotonic()

@@ -53,6 +53,48 @@ def mahnob(sessions, unlabelled, out, name, config_path, overrides):
 
 
 @command.command()
+@click.argument("trials", type=click.Path())
+@click.option("--rating-range", nargs=2, type=float, metavar="LOW HIGH", help="The scale of the table's ratings.")
+@click.option(
+    "--channels",
+    type=click.Choice(["common", "all"]),
+    default="common",
+    show_default=True,
+    help="Keep the channels that every file has, or all, rebuilding from its neighbours what a file lacks.",
+)
+@click.option(
+    "--bads",
+    type=click.Choice(["interpolate", "drop"]),
+    default="interpolate",
+    show_default=True,
+    help="Channels that a file marks as bad: rebuilt, or treated as if the file lacked them.",
+)
+@click.option("--scale", type=float, default=1.0, show_default=True, help="Factor for signals in a wrong unit.")
+@_options
+def recordings(trials, rating_range, channels, bads, scale, out, name, config_path, overrides):
+    """Topomaps of your own recordings: TRIALS is a CSV with one row a trial.
+
+    Its columns: file (EDF, BDF, FIF, BrainVision, EEGLAB, GDF, CNT ..., epochs in FIF), start and stop (seconds, or
+    events: NAME, NAME@3, event:7; +60 counts from the start), subject, trial, and if there are any baseline_start,
+    baseline_stop, valence, arousal and events (the file's events.tsv).
+    """
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
+    from ngd_fast.eeg.recordings import open_recordings
+
+    config = load_config(EegConfig, config_path, overrides)
+    source = open_recordings(
+        trials,
+        rating_range=rating_range,
+        channels=channels,
+        bads=bads,
+        scale=scale,
+        montage=config.topomap.montage if "montage" in config.topomap.model_fields_set else None,
+    )
+    _save(topomaps_from_recordings(source, config), out, name or source.name)
+
+
+@command.command()
 @click.argument("csv", type=click.Path())
 @click.option("--mapping", type=click.Path(dir_okay=False), help="YAML that says which columns hold what.")
 @click.option(

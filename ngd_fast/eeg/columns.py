@@ -2,6 +2,7 @@
 
 import warnings
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 from zipfile import BadZipFile
 
@@ -19,16 +20,21 @@ USUAL = {
 }
 
 
-def read_table(path: str | Path):
+def read_table(path: str | Path, text: Sequence[str] = ()):
+    """A CSV's rows up to the last that holds anything; columns of names in ``text`` (any case) stay as written."""
     import pandas as pd
 
     try:
         # By pandas, which also reads compressed files.
         delimiter = delimiter_of(",".join(map(str, pd.read_csv(path, nrows=0).columns)))
+        names = pd.read_csv(path, nrows=0, sep=delimiter).columns
+        as_text = {name: str for name in names if str(name).strip().lower() in text}
         with warnings.catch_warnings():
             # Without index_col=False a cell too many in every row would shift all columns by one.
             warnings.simplefilter("error", pd.errors.ParserWarning)
-            table = pd.read_csv(path, sep=delimiter, decimal="," if delimiter == ";" else ".", index_col=False)
+            table = pd.read_csv(
+                path, sep=delimiter, decimal="," if delimiter == ";" else ".", index_col=False, dtype=as_text
+            )
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except pd.errors.ParserWarning:

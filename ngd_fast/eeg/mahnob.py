@@ -9,7 +9,7 @@ import numpy as np
 
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.console import say
-from ngd_fast.eeg.topomap import import_mne
+from ngd_fast.eeg.channels import import_mne
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialFault, TrialSource, scale_rating
 from ngd_fast.errors import UserError
 

@@ -11,10 +11,11 @@ from ngd_fast.config import Config
 from ngd_fast.console import progress, say
 from ngd_fast.devices import pick_device
 from ngd_fast.eeg.bandpower import PowerConfig, features_of_power, split_windows, window_power
+from ngd_fast.eeg.channels import channel_positions
 from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.eeg.normalise import NormaliseConfig, min_max, z_score
-from ngd_fast.eeg.topomap import TopomapConfig, channel_positions, make_operator
+from ngd_fast.eeg.topomap import TopomapConfig, TopomapOperator, make_operator
 from ngd_fast.eeg.trials import ROW, Exclusions, Trial, TrialFault, TrialSource
 from ngd_fast.errors import UserError
 
@@ -59,19 +60,24 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     What cannot be used is left out, printed and counted in ``meta["exclusions"]``. Raises UserError where nothing is
     left or the configuration does not fit the recordings.
     """
-    reader = _FeatureReader(source.channels, config)
-    make_operator(reader.channels, config.topomap)  # a montage that does not fit is told before the work, not after it
+    reader = _FeatureReader(source, config)
+    # A montage that does not fit is told before the work, not after it.
+    operator = make_operator(reader.channels, config.topomap, reader.mender.positions)
+    source.with_baseline = config.power.baseline != "none"
     exclusions = Exclusions()
     features, rows = [], []
     for trial in progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial"):
         try:
-            feature = reader.features(trial)
+            feature, marked = reader.features(trial)
         except TrialFault as fault:
             exclusions.add(fault.reason, str(fault))
             continue
-        usable = np.isfinite(feature).all(axis=(1, 2))
-        if not usable.all():
-            lost = int((~usable).sum())
+        usable = np.isfinite(feature).all(axis=(1, 2)) & ~marked
+        if marked.any():
+            lost = int(marked.sum())
+            exclusions.add("windows in bad spans", f"{trial.where}: {lost} windows touch a span marked as bad", lost)
+        if not (usable | marked).all():
+            lost = int((~usable & ~marked).sum())
             exclusions.add("windows without power", f"{trial.where}: {lost} windows hold a band without power", lost)
         row = np.empty(int(usable.sum()), ROW)
         row["subject"], row["trial"], row["window"] = trial.subject, trial.trial, np.flatnonzero(usable)
@@ -81,7 +87,8 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     if not sum(map(len, rows)):
         raise UserError(f"{source.name}: no usable window; left out: {exclusions}")
     features, rows = np.concatenate(features), np.concatenate(rows)
-    return draw(features, rows, reader.channels, config.power.bands, config, source.meta, exclusions, reader.mender)
+    bands, meta = list(config.power.bands), source.meta
+    return draw(features, rows, reader.channels, bands, config, meta, exclusions, reader.mender, operator)
 
 
 def draw(
@@ -93,6 +100,7 @@ def draw(
     meta: Mapping[str, Any],
     exclusions: Exclusions,
     mender: "ChannelMender",
+    operator: TopomapOperator,
 ) -> Topomaps:
     """Normalise features [N, channels, bands] (all finite) and draw them, subject by subject.
 
@@ -103,7 +111,6 @@ def draw(
     features, rows = np.ascontiguousarray(features[order], np.float32), rows[order]
     if not config.use_ratings:
         rows["valence"] = rows["arousal"] = np.nan
-    operator = make_operator(channels, config.topomap)
     scores = z_score(features, rows["subject"], list(bands), config.normalise)
     maps = np.empty((len(rows), len(bands), *operator.mask.shape), np.float32)
     subjects, starts = np.unique(rows["subject"], return_index=True)
@@ -145,10 +152,12 @@ def pick_channels(channels: Sequence[str], exclude: Sequence[str]) -> list[int]:
 class ChannelMender:
     """Does with bad channels what is configured, and counts by name how often each was rebuilt."""
 
-    def __init__(self, channels: Sequence[str], config: MapConfig):
+    def __init__(self, channels: Sequence[str], config: MapConfig, positions: np.ndarray | None = None):
         self.channels, self.config = np.asarray(channels), config
+        if positions is None:
+            positions = channel_positions(channels, config.topomap.montage)
+        self.positions = positions
         self.rebuilt: Counter[str] = Counter()
-        self._positions: np.ndarray | None = None
 
     def mend(self, values: np.ndarray, bad: np.ndarray, where: str) -> np.ndarray:
         """values [channels, ...] with the bad ones (bool [channels]) rebuilt from the others.
@@ -166,11 +175,9 @@ class ChannelMender:
             raise TrialFault("bad channels", f"{where}: NaN or flat in {names}")
         if bad.mean() > self.config.max_bad_fraction:
             raise TrialFault("too many bad channels", f"{where}: NaN or flat in {bad.sum()} channels ({names})")
-        if self._positions is None:
-            positions = channel_positions(self.channels, self.config.topomap.montage)
-            self._positions = positions - self.config.topomap.sphere[:3] - _HEAD_CENTRE
+        centred = self.positions - self.config.topomap.sphere[:3] - _HEAD_CENTRE
         mended = np.array(values, np.float64)
-        mended[bad] = np.tensordot(interpolation_weights(self._positions, bad), mended[~bad], axes=1)
+        mended[bad] = np.tensordot(interpolation_weights(centred, bad), mended[~bad], axes=1)
         self.rebuilt.update(self.channels[bad].tolist())
         return mended
 
@@ -178,25 +185,30 @@ class ChannelMender:
 class _FeatureReader:
     """Turns trials of one source into features."""
 
-    def __init__(self, channels: Sequence[str], config: EegConfig):
+    def __init__(self, source: TrialSource, config: EegConfig):
         self.config = config
-        self.picks = pick_channels(channels, config.exclude_channels)
-        self.channels = [channels[i] for i in self.picks]
-        self.mender = ChannelMender(self.channels, config)
+        self.picks = pick_channels(source.channels, config.exclude_channels)
+        self.channels = [source.channels[i] for i in self.picks]
+        positions = source.positions if source.positions is None else source.positions[self.picks]
+        self.mender = ChannelMender(self.channels, config, positions)
         self.device = str(pick_device(config.device))
 
-    def features(self, trial: Trial) -> np.ndarray:
-        """Features float64 [windows, channels, bands] of a trial; TrialFault where it has none."""
-        power = self._power(trial, trial.stimulus, "stimulus", self.config.last_seconds)
+    def features(self, trial: Trial) -> tuple[np.ndarray, np.ndarray]:
+        """Features float64 [windows, channels, bands] of a trial, and bool [windows]: which touch a bad span.
+
+        Raises TrialFault where there are none.
+        """
+        power, marked = self._power(trial, trial.stimulus, trial.bad, "stimulus", self.config.last_seconds)
         baseline = None
         if self.config.power.baseline != "none":
             if trial.baseline is None:
                 raise TrialFault("trials without a baseline", f"{trial.where}: has no baseline")
-            baseline = self._power(trial, trial.baseline, "baseline", None).mean(axis=0)
-        return features_of_power(power, baseline, self.config.power)
+            windows, dirty = self._power(trial, trial.baseline, trial.baseline_bad, "baseline", None)
+            baseline = windows[~dirty].mean(axis=0)
+        return features_of_power(power, baseline, self.config.power), marked
 
-    def _power(self, trial: Trial, signals: np.ndarray, part: str, last_seconds: float | None) -> np.ndarray:
-        """Band power float64 [windows, channels, bands] of a stimulus or a baseline."""
+    def _power(self, trial: Trial, signals: np.ndarray, bad, part: str, last_seconds: float | None):
+        """Band power float64 [windows, channels, bands] of a stimulus or a baseline, and which windows are bad."""
         where, seconds = f"{trial.where}, {part}", self.config.window_seconds
         if signals.shape[1] < round(seconds * trial.rate):
             length = signals.shape[1] / trial.rate
@@ -206,7 +218,14 @@ class _FeatureReader:
         signals = signals[self.picks]
         signals = self.mender.mend(signals, find_bad_channels(signals), where)
         cleaned, rate = clean(signals, trial.rate, self.channels, self.config.cleaning)
-        if last_seconds is not None:
-            cleaned = cleaned[:, -round(last_seconds * rate) :]
+        skipped = 0 if last_seconds is None else max(0, cleaned.shape[1] - round(last_seconds * rate))
+        cleaned = cleaned[:, skipped:]
         starts = split_windows(cleaned.shape[1], rate, seconds, self.config.window_overlap)
-        return window_power(cleaned, rate, starts, seconds, self.config.power, self.device)
+        begin = (skipped + starts) * (trial.rate / rate)  # in samples as they were recorded
+        end = begin + seconds * trial.rate
+        marked = np.zeros(len(starts), bool)
+        for first, last in bad:
+            marked |= (begin < last) & (end > first)
+        if marked.all():
+            raise TrialFault(f"{part} marked as bad", f"{where}: every window touches a span marked as bad")
+        return window_power(cleaned, rate, starts, seconds, self.config.power, self.device), marked

@@ -10,6 +10,7 @@ from pydantic import Field, model_validator
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.config import Config
 from ngd_fast.console import say
+from ngd_fast.eeg.channels import ELECTRODE, without_position
 from ngd_fast.eeg.columns import find_column, number_column, numbers_in, read_table, require_column
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.eeg.pipeline import ChannelMender, MapConfig, draw, pick_channels
@@ -62,8 +63,12 @@ def topomaps_from_table(
     table = read_table(path)
     columns, bands, channels = _feature_columns(path, table, mapping)
     picks = pick_channels(channels, config.exclude_channels)
+    lost = without_position([channels[i] for i in picks], config.topomap.montage)
+    if lost and len(picks) - len(lost) >= 4:
+        say(f"{path}: left out without a position: {', '.join(lost)}")
+        picks = [i for i in picks if channels[i] not in lost]
     channels = [channels[i] for i in picks]
-    make_operator(channels, config.topomap)
+    operator = make_operator(channels, config.topomap)
     rows = _rows(path, table, mapping)
     meta = {"dataset": "table", "files": {Path(path).name: sha256(path)}, "mapping": mapping.model_dump(mode="json")}
     if ratings is not None:
@@ -101,13 +106,13 @@ def topomaps_from_table(
             usable[i] = False
     if not usable.any():
         raise UserError(f"{path}: no usable row; left out: {exclusions}")
-    return draw(features[usable], rows[usable], channels, bands, config, meta, exclusions, mender)
+    return draw(features[usable], rows[usable], channels, bands, config, meta, exclusions, mender, operator)
 
 
 def _feature_columns(path, table, mapping: TableMapping) -> tuple[np.ndarray, list[str], list[str]]:
     """Column names as an array [channels, bands], the bands, and the channels in the table's order."""
     known = mapping.bands or _BANDS
-    pattern = re.escape(mapping.features).replace(r"\{channel\}", "(?P<channel>[A-Za-z]+[0-9]*)")
+    pattern = re.escape(mapping.features).replace(r"\{channel\}", ELECTRODE)
     pattern = pattern.replace(r"\{band\}", f"(?P<band>{'|'.join(map(re.escape, known))})")
     matcher = re.compile(pattern + r"(?![a-z0-9])(?:[ _.\-].*)?$", re.IGNORECASE)
     found = {}

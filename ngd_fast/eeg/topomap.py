@@ -10,7 +10,6 @@ its maps agree with this operator to better than 1e-6 of their range; on volts (
 and on V^2 (1e-12) by more than 10 %. The operator is iterated to convergence and has no such scale.
 """
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,15 +19,13 @@ import numpy as np
 from pydantic import Field
 
 from ngd_fast.config import Config
+from ngd_fast.eeg.channels import channel_positions
 from ngd_fast.errors import UserError
 
 # Metres. MNE's own default is 0.095, but it widens the picture to the outermost sensor, so that caps that differ are
 # drawn at different scales. All scalp electrodes of the 10-20 system fit into this radius: one then lies on the same
 # pixel whatever the cap, as it must for one teacher to see DREAMER (14 channels) and MAHNOB-HCI (32).
 HEAD_RADIUS = 0.106
-
-# Names of the first international 10-20 system for electrodes that some devices still use.
-_OLD_NAMES = {"t3": "t7", "t4": "t8", "t5": "p7", "t6": "p8"}
 
 
 class TopomapConfig(Config):
@@ -89,48 +86,17 @@ class TopomapOperator:
         return torch.from_numpy(matrix), torch.from_numpy((self.offset * inside).astype(np.float32))
 
 
-def make_operator(channels: Sequence[str], config: TopomapConfig | None = None) -> TopomapOperator:
-    """The operator of a montage's channels (found by name, in any case).
+def make_operator(
+    channels: Sequence[str], config: TopomapConfig | None = None, positions: np.ndarray | None = None
+) -> TopomapOperator:
+    """The operator of a montage's channels (found by name, in any case), or of channels at ``positions`` [channels, 3].
 
     Raises UserError for channels that the montage lacks, fewer than four, or ones that lie on one line.
     """
     config = config or TopomapConfig()
-    positions = project(channel_positions(channels, config.montage), config.sphere)
-    return operator_from_positions(positions, config)
-
-
-def channel_positions(channels: Sequence[str], montage: str = "standard_1020") -> np.ndarray:
-    """Electrode positions float64 [channels, 3] in metres, in MNE's head coordinates (x right, y front, z up).
-
-    ``montage`` is a name that ``mne.channels.make_standard_montage`` knows or a file ``read_custom_montage`` reads.
-    """
-    mne = import_mne()
-    builtin = mne.channels.get_builtin_montages()
-    # MNE 1.13 renamed standard_1020 and its like to colin27_1020; both names are good with any version.
-    kind = montage.removeprefix("standard_").removeprefix("colin27_")
-    name = next((n for n in (montage, f"colin27_{kind}", f"standard_{kind}") if n in builtin), None)
-    try:
-        if name is not None:
-            known = mne.channels.make_standard_montage(name)
-        else:
-            known = mne.channels.read_custom_montage(montage)
-    except (ValueError, RuntimeError, OSError, TypeError):
-        near = ", ".join(difflib.get_close_matches(montage, builtin, n=3, cutoff=0.0))
-        raise UserError(
-            f"montage {montage}: neither a readable file of positions nor a name that MNE knows, such as {near}"
-        ) from None
-    lookup = {name.lower(): name for name in known.ch_names}
-    matched = [lookup.get(c.lower(), lookup.get(_OLD_NAMES.get(c.lower(), ""))) for c in channels]
-    missing = [c for c, name in zip(channels, matched) if name is None]
-    if missing:
-        raise UserError(
-            f"montage {montage} has no position for {', '.join(missing)}; "
-            "name another montage, or leave these channels out (exclude_channels)"
-        )
-    # The whole montage, not only the channels asked for: the head frame comes from its fiducials.
-    info = mne.create_info(known.ch_names, 1.0, "eeg", verbose="error").set_montage(known, verbose="error")
-    location = {channel["ch_name"]: channel["loc"][:3] for channel in info["chs"]}
-    return np.array([location[name] for name in matched]).reshape(-1, 3)
+    if positions is None:
+        positions = channel_positions(channels, config.montage)
+    return operator_from_positions(project(positions, config.sphere), config)
 
 
 def project(positions: np.ndarray, sphere: Sequence[float] = (0.0, 0.0, 0.0, HEAD_RADIUS)) -> np.ndarray:
@@ -260,13 +226,3 @@ def _inside(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
     with np.errstate(divide="ignore", invalid="ignore"):
         crossing = x1 + (y - y1) * (x2 - x1) / (y2 - y1)
     return (straddles & (x < crossing)).sum(axis=-1) % 2 == 1
-
-
-def import_mne():
-    """MNE with its log silenced, or a UserError that names the extra."""
-    try:
-        import mne
-    except ImportError:
-        raise UserError("electrode positions and BDF files need MNE: pip install 'ngd-fast[eeg]'") from None
-    mne.set_log_level("ERROR")
-    return mne

@@ -24,6 +24,7 @@ class Trial:
     baseline  float [channels, samples] in uV before it, or None
     valence, arousal   in [-1, 1], or NaN where the trial is unlabelled
     where     names the trial to a person, for messages
+    bad, baseline_bad   spans [first, last) of samples that are marked as bad; no window touches them
     """
 
     subject: int
@@ -34,6 +35,8 @@ class Trial:
     valence: float
     arousal: float
     where: str
+    bad: tuple[tuple[int, int], ...] = ()
+    baseline_bad: tuple[tuple[int, int], ...] = ()
 
 
 class TrialFault(UserError):
@@ -70,6 +73,8 @@ class TrialSource:
     channels  names of the rows of every trial's signals
     count     how many trials it will yield at most
     meta      JSON-able: files with their SHA-256, sampling rate, what the reader chose
+    positions float64 [channels, 3] in metres, head coordinates; None: those of the configured montage
+    with_baseline   false lets the reader pass over baselines, which most configurations do not use
     """
 
     name: str
@@ -77,6 +82,8 @@ class TrialSource:
     count: int
     trials: Callable[[Exclusions], Iterator[Trial]]
     meta: Mapping[str, Any] = field(default_factory=dict)
+    positions: np.ndarray | None = None
+    with_baseline: bool = True
 
 
 def scale_rating(rating: float, low: float, high: float, where: str) -> float:

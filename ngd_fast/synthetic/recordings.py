@@ -184,7 +184,7 @@ def write_mahnob(
             eeg = np.concatenate([head.record(length, rate, v, a) for length, v, a in parts if length], axis=1)
             signals, status = _biosemi(rng, eeg, rate, round(around_seconds * rate), round(seconds * rate))
             path = session / f"Part_{number}_S_Trial{trial}_emotion.bdf"
-            _write_bdf(path, [*BIOSEMI_CHANNELS, *_OTHER_SIGNALS], signals, status, rate)
+            write_bdf(path, [*BIOSEMI_CHANNELS, *_OTHER_SIGNALS], signals, status, rate)
     return folder
 
 
@@ -202,7 +202,7 @@ def _biosemi(rng, eeg: np.ndarray, rate: int, start: int, length: int) -> tuple[
     return np.concatenate([eeg + common + offset, others]), status
 
 
-def _write_bdf(path: Path, names: Sequence[str], signals: np.ndarray, status: np.ndarray, rate: int) -> None:
+def write_bdf(path: Path, names: Sequence[str], signals: np.ndarray, status: np.ndarray, rate: int) -> None:
     """A BDF file (BioSemi's 24-bit EDF) of signals [n, samples] in uV and Status, in records of one second."""
     count, records = len(names) + 1, signals.shape[1] // rate
     analogue = ("active electrode", "uV", -_BDF_LIMIT, _BDF_LIMIT, -(1 << 23), (1 << 23) - 1, "HP: DC; LP: 52 Hz")

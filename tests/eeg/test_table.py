@@ -70,6 +70,16 @@ def test_mapping_file_names_everything(frame, tmp_path):
     np.testing.assert_array_equal(run(other, tmp_path, mapping=mapping).maps, run(frame, tmp_path).maps)
 
 
+def test_names_as_devices_dress_them_and_channels_without_a_position(frame, tmp_path, capsys):
+    plain = run(frame, tmp_path)
+    dressed = frame.rename(columns=lambda c: f"EEG {c.replace('_', '-Ref_')}" if c.startswith("F3_") else c)
+    dressed = dressed.rename(columns=lambda c: c.replace("O2_", "o2._")).assign(CB1_alpha=1.0, CB1_beta=1.0)
+    maps = run(dressed, tmp_path)
+    assert maps.channels.tolist() == ["o2" if c == "O2" else c for c in plain.channels]
+    np.testing.assert_array_equal(maps.maps, plain.maps)
+    assert "left out without a position: CB1" in capsys.readouterr().err
+
+
 def test_a_column_that_the_mapping_names_must_be_there(frame, tmp_path):
     for role in ("subject", "window", "valence"):
         with pytest.raises(UserError, match=f"no {role} column .looked for zz."):
@@ -189,7 +199,7 @@ def test_a_dead_channel_is_named(frame, tmp_path, capsys):
             "column subject holds numbers of more than 18 digits, such as 'S777",
         ),
         (lambda f: f.assign(F3_alpha=0.0), "F3 alpha is 0, which has no logarithm"),
-        (lambda f: f.rename(columns={"F3_alpha": "X9_alpha", "F3_beta": "X9_beta"}), "no position for X9"),
+        (lambda f: f.rename(columns=lambda c: f"X{c}" if "_" in c else c), "no position for XF"),
         (lambda f: f.assign(**{"F3_alpha_power": 1.0}), "both F3 alpha"),
     ],
 )
