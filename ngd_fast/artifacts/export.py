@@ -16,6 +16,7 @@ from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
 from ngd_fast.errors import UserError
+from ngd_fast.evaluation.calibration import Calibration
 
 OUTPUTS = ("probabilities", "logits", "features")
 TOLERANCE = {False: 1e-4, True: 1e-2}
@@ -28,13 +29,24 @@ _LUMA = (0.299, 0.587, 0.114)
 class Deployable(nn.Module):
     """images uint8 [N, H, W, 3] (RGB) of any size -> probabilities [N, C], logits [N, C], features [N, D], float32.
 
-    Resizes (bilinear), normalises and, for a student trained on grey faces, takes the luma. The student must return
+    Resizes (bilinear), normalises and, for a student trained on grey faces, takes the luma. ``calibration`` is applied
+    to the logits. The student must return
     (features, logits) of normalised images and have ``backbone``, ``projection`` and ``classify``. Images much
     larger than the network's input should be reduced with antialiasing before.
     """
 
-    def __init__(self, student: nn.Module, meta: Mapping[str, Any], *, half: bool = False):
+    def __init__(
+        self,
+        student: nn.Module,
+        meta: Mapping[str, Any],
+        *,
+        half: bool = False,
+        calibration: Calibration | None = None,
+    ):
         super().__init__()
+        scale, bias = (1.0, 0.0) if calibration is None else (calibration.scale, calibration.bias)
+        self.register_buffer("logit_scale", torch.as_tensor(scale, dtype=torch.float32).reshape(1, -1))
+        self.register_buffer("logit_bias", torch.as_tensor(bias, dtype=torch.float32).reshape(1, -1))
         self.student = student.eval()
         self.size, self.grey = int(meta["image_size"]), bool(meta.get("grey", False))
         for name in ("mean", "std"):
@@ -53,6 +65,7 @@ class Deployable(nn.Module):
         values = F.interpolate(values / 255, (self.size, self.size), mode="bilinear", align_corners=False)
         values = ((values - self.mean) / self.std).to(self.dtype)
         features, logits = self.student.classify(self.student.projection(self.student.backbone(values)))
+        logits = logits * self.logit_scale + self.logit_bias
         return logits.softmax(dim=1), logits, features
 
 
@@ -74,6 +87,7 @@ def export_onnx(
     *,
     opset: int = DEFAULT_OPSET,
     half: bool = False,
+    calibration: Calibration | None = None,
     info: Mapping[str, str] | None = None,
 ) -> float:
     """Write an ONNX file with dynamic batch, height and width; returns the largest difference to PyTorch.
@@ -90,8 +104,8 @@ def export_onnx(
     except ImportError as error:
         raise UserError(f"--onnx needs {error.name}: pip install 'ngd-fast[export]'") from None
     _check_opset(opset)
-    expected = _expected(student, meta)
-    module = Deployable(student, meta, half=half)
+    expected = _expected(student, meta, calibration)
+    module = Deployable(student, meta, half=half, calibration=calibration)
     with atomic_path(path) as temporary:
         try:
             with _quiet():
@@ -121,7 +135,7 @@ def export_onnx(
                 f"--opset {opset}: PyTorch {torch.__version__} exports this network with opset {made}; use that"
             )
         onnx.helper.set_model_props(
-            model, {"ngd_fast": json.dumps(_description(meta, half), sort_keys=True), **(info or {})}
+            model, {"ngd_fast": json.dumps(_description(meta, half, calibration), sort_keys=True), **(info or {})}
         )
         onnx.checker.check_model(model, full_check=True)
         onnx.save(model, temporary)
@@ -131,35 +145,45 @@ def export_onnx(
         return _check_parity(lambda images: session.run(None, {"images": images.numpy()}), expected, half, path)
 
 
-def export_torch(student: nn.Module, meta: Mapping[str, Any], path: str | Path, *, half: bool = False) -> float:
+def export_torch(
+    student: nn.Module,
+    meta: Mapping[str, Any],
+    path: str | Path,
+    *,
+    half: bool = False,
+    calibration: Calibration | None = None,
+) -> float:
     """Write a torch.export program (.pt2) with dynamic batch, height and width, checked as in :func:`export_onnx`."""
-    expected = _expected(student, meta)
-    module = Deployable(student, meta, half=half)
+    expected = _expected(student, meta, calibration)
+    module = Deployable(student, meta, half=half, calibration=calibration)
     with _quiet():
         program = torch.export.export(module, (_example(meta, 2, 0),), dynamic_shapes=_dynamic_shapes())
     with atomic_path(path) as temporary:
-        description = json.dumps(_description(meta, half), sort_keys=True)
+        description = json.dumps(_description(meta, half, calibration), sort_keys=True)
         with _quiet():
             torch.export.save(program, temporary, extra_files={"ngd_fast.json": description})
             loaded = torch.export.load(temporary).module()
         return _check_parity(lambda images: [o.detach().numpy() for o in loaded(images)], expected, half, path)
 
 
-def _description(meta: Mapping[str, Any], half: bool) -> dict:
+def _description(meta: Mapping[str, Any], half: bool, calibration: Calibration | None) -> dict:
     return {
         "class_names": list(meta["class_names"]),
         "image_size": int(meta["image_size"]),
         "input": "uint8 [batch, height, width, 3], RGB, a cropped face",
         "outputs": list(OUTPUTS),
         "precision": "float16" if half else "float32",
+        "calibration": "none" if calibration is None else calibration.method,
         "use": "research on facial expressions; not for diagnosis, identification or surveillance",
     }
 
 
 @torch.no_grad()
-def _expected(student: nn.Module, meta: Mapping[str, Any]) -> list[tuple[torch.Tensor, list[np.ndarray]]]:
+def _expected(
+    student: nn.Module, meta: Mapping[str, Any], calibration: Calibration | None
+) -> list[tuple[torch.Tensor, list[np.ndarray]]]:
     """Inputs of several sizes and what PyTorch gives for them in float32, before anything is made half."""
-    module = Deployable(student, meta)
+    module = Deployable(student, meta, calibration=calibration)
     cases = [_example(meta, batch, seed) for seed, batch in enumerate((1, 3), start=1)]
     cases.append(cases[-1][:, : int(meta["image_size"]) // 2, : int(meta["image_size"]) // 2])
     return [(images, [output.numpy() for output in module(images)]) for images in cases]

@@ -151,6 +151,12 @@ def write_sums(folder: str | Path) -> Path:
     return folder / SUMS_NAME
 
 
+def add_to_sums(folder: str | Path, *names: str) -> None:
+    """Take the files ``names`` into the folder's SHA256SUMS.txt, beside what it lists already."""
+    sums = read_sums(folder) | {name: sha256(Path(folder) / name) for name in names}
+    write_text(Path(folder) / SUMS_NAME, "".join(f"{sums[name]}  {name}\n" for name in sorted(sums)))
+
+
 def read_sums(folder: str | Path) -> dict[str, str]:
     """{file: SHA-256} as in the folder's SHA256SUMS.txt. Raises UserError where it is missing or no such list."""
     path = Path(folder) / SUMS_NAME

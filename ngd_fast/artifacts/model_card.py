@@ -7,9 +7,11 @@ given files show that it was done.
 from collections.abc import Sequence
 
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
+from ngd_fast.evaluation.calibration import SCORES
 from ngd_fast.evaluation.latex import PROTOCOL_TITLES, TITLES, percent
 from ngd_fast.evaluation.metrics import PROTOCOLS, classes_of
 from ngd_fast.evaluation.results import Result
+from ngd_fast.evaluation.slices import SLICE_METRICS, SMALL
 
 PROHIBITED = (
     "Diagnosis, screening or any other clinical decision: neither the student nor the EEG behind its prototypes "
@@ -39,11 +41,14 @@ def model_card(run: Result, others: Sequence[Result] = ()) -> str:
         f"{len(run.blocks['eight_way']['confusion'])} expression classes.\n",
         _training(run, fingerprint),
         _metrics(mine),
+        _calibration(run),
+        _robustness(mine),
+        _groups(mine),
     ]
     if compared:
         parts.append(_comparison(run, compared))
     parts += [_data(fingerprint), _responsible_use(mine, fingerprint, compared)]
-    return "\n".join(parts)
+    return "\n".join(part for part in parts if part)
 
 
 def _training(run: Result, fingerprint: dict) -> str:
@@ -102,6 +107,52 @@ def _metrics(results: Sequence[Result]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def _calibration(run: Result) -> str:
+    fitted = run.calibration
+    if fitted is None:
+        return ""
+    lines = ["## Calibration\n", f"By {fitted['method']} on {run.dataset}; after: cross-fitted.\n"]
+    lines += _header(["", "NLL", "Brier", "ECE", "Classwise ECE"])
+    lines += [_row([when, *(f"{fitted[when][name]:.4f}" for name in SCORES)]) for when in ("before", "after")]
+    return "\n".join(lines) + "\n"
+
+
+def _robustness(results: Sequence[Result]) -> str:
+    lines = []
+    for r in results:
+        if not r.corruptions:
+            continue
+        lines += [f"\nOn {r.dataset}, clean {percent(r.corruptions['clean']['accuracy'])}:\n"]
+        lines += _header(["Corruption", *(f"Severity {k}" for k in range(1, 6))])
+        for name, values in r.corruptions["corruptions"].items():
+            lines.append(_row([name.replace("_", " "), *(percent(v, 1) for v in values["accuracy"])]))
+        versus = r.corruptions.get("versus")
+        if versus:
+            lines.append(f"\nMean corruption error over {versus['run']}: {versus['mce']:.1f} %.")
+    return "\n".join(["## Under corruptions: accuracy in %", *lines]) + "\n" if lines else ""
+
+
+def _groups(results: Sequence[Result]) -> str:
+    lines = []
+    for r in results:
+        for column, made in (r.slices or {}).items():
+            lines += [f"\nBy {_plain(column)} on {r.dataset} (8-way; * under {SMALL} faces):\n"]
+            lines += _header([column, "n", *(TITLES[name] for name in SLICE_METRICS)])
+            for group, entry in made["groups"].items():
+                cells = []
+                for name in SLICE_METRICS:
+                    interval = entry.get("ci", {}).get(name)
+                    shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
+                    cells.append(percent(entry[name]) + shown)
+                lines.append(_row([group, f"{entry['n']}{'*' if entry['small'] else ''}", *cells]))
+            gap = made["gaps"].get("macro_f1")
+            if gap:
+                interval = f" [{', '.join(f'{100 * v:.1f}' for v in gap['ci'])}]" if "ci" in gap else ""
+                groups = f"{_plain(gap['worst'])} behind {_plain(gap['best'])}"
+                lines.append(f"\nGap in macro-F1: {100 * gap['difference']:.1f}{interval} points, {groups}.")
+    return "\n".join(["## Groups of faces, in %", *lines]) + "\n" if lines else ""
+
+
 def _comparison(run: Result, others: Sequence[Result]) -> str:
     head = ["Run", "Variant", "Dataset", "Protocol", *TITLES.values()]
     lines = ["## Compared with\n", "Where a dataset has every class the protocols are one.\n", *_header(head)]
@@ -147,10 +198,13 @@ def _responsible_use(results: Sequence[Result], fingerprint: dict, compared: Seq
     lines = ["## Responsible use\n"]
     lines += [f"- [{'x' if done else ' '}] {item}" for done, item in checklist(results, fingerprint, compared)]
     lines += ["\nProhibited:\n", *(f"- {use}" for use in PROHIBITED)]
+    audit = "; groups other than those above have not been audited"
+    if not any(r.slices for r in results):
+        audit = "; no audit by age, sex or skin colour has been made"
     lines += [
         "\nKnown limits: labels are what most raters saw, and raters often disagree; classes with few faces (in "
         "FERPlus disgust, fear and contempt) have wide intervals; FERPlus holds grey 48-pixel faces from the web, "
-        "and other cameras differ; no audit by age, sex or skin colour has been made.",
+        f"and other cameras differ{audit}.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -160,4 +214,9 @@ def _header(cells: Sequence[str]) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
+    return f"| {' | '.join(map(_plain, cells))} |"
+
+
+def _plain(text: str) -> str:
+    """Text of a user (a group's name, a run's) that shall not become Markdown or HTML."""
+    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())

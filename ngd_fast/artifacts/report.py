@@ -3,7 +3,10 @@
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+
 from ngd_fast.artifacts import html
+from ngd_fast.artifacts import report_behaviour as behaviour
 from ngd_fast.artifacts import report_sections as sections
 from ngd_fast.artifacts.files import write_text
 from ngd_fast.console import progress
@@ -22,12 +25,14 @@ def write_report(
     baseline: str | None = None,
     title: str = "NeuroGaze-Distill: report",
     extra: Mapping[str, bytes] | None = None,
+    prototypes: np.ndarray | None = None,
 ) -> Path:
     """Write one self-contained page about the runs and evaluations in ``paths`` to ``out``; returns its path.
 
     ``viz`` is a folder for the same figures as PDF, SVG and PNG and for the LaTeX tables. ``embedding`` is "tsne",
     "umap" or "none", drawn with ``seed``. ``baseline`` is the variant that others are compared with (default: the first
-    by name). ``extra`` {caption: PNG} adds pictures, such as those of the prototypes.
+    by name). ``extra`` {caption: PNG} adds pictures, such as those of the prototypes, and ``prototypes`` [K, D] the
+    angles between the features and their span.
     Raises UserError where ``paths`` hold no results or matplotlib is missing.
     """
     if embedding not in ("tsne", "umap", "none"):
@@ -35,18 +40,20 @@ def write_report(
     results = load_results(paths)
     runs = by_variant([r for r in results if r.split == "valid"])
     others = [r for r in results if r.split != "valid"]
-    report = sections.Report(runs, others, None if viz is None else Path(viz), embedding, seed, baseline, extra or {})
+    viz = None if viz is None else Path(viz)
+    report = sections.Report(runs, others, viz, embedding, seed, baseline, extra or {}, prototypes)
     if report.viz is not None:
         write_tables(paths, report.viz, baseline=baseline)
     makers = (
         ("summary", "Summary", sections.summary),
         ("training", "Training", sections.training),
         ("classes", "Classes", sections.classes),
-        ("calibration", "Calibration", sections.calibration),
-        ("geometry", "Class geometry", sections.geometry),
-        ("features", "Features", sections.features),
+        ("calibration", "Calibration", behaviour.calibration),
+        ("geometry", "Class geometry", behaviour.geometry),
+        ("features", "Features", behaviour.features),
         ("prototypes", "Prototypes", sections.prototypes),
         ("xval", "Other datasets", sections.other_datasets),
+        ("robustness", "Robustness and groups", behaviour.robustness),
         ("provenance", "Provenance", sections.provenance),
         ("use", "Responsible use", sections.responsible_use),
     )

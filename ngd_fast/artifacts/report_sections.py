@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from html import escape
 from pathlib import Path
 
+import numpy as np
 import yaml
 
 from ngd_fast.artifacts import html
@@ -12,8 +13,7 @@ from ngd_fast.artifacts.figure_style import render, save_figure
 from ngd_fast.artifacts.model_card import PROHIBITED, checklist
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.comparison import paired_difference, variant_samples
-from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
-from ngd_fast.evaluation.figures_features import distance_figure, embedding_figure, geometry_figure
+from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure
 from ngd_fast.evaluation.figures_training import read_log, terms_figure, timeline_figure
 from ngd_fast.evaluation.latex import (
     PROTOCOL_TITLES,
@@ -44,6 +44,8 @@ class Report:
     seed: int
     baseline: str | None = None
     extra: Mapping[str, bytes] = field(default_factory=dict)
+    prototypes: np.ndarray | None = None
+    """[K, D], for the angles of the features to their span."""
 
     @property
     def every(self) -> list[Result]:
@@ -52,6 +54,11 @@ class Report:
     def shown(self) -> dict[str, Result]:
         """One run for each variant: that of the first seed."""
         return {variant: group[0] for variant, group in self.runs.items()}
+
+    def with_predictions(self, *, features: bool = False) -> dict:
+        """{variant: predictions of its first seed}, for the variants that kept them (and their features)."""
+        found = {variant: r.predictions for variant, r in self.shown().items() if r.predictions is not None}
+        return {v: p for v, p in found.items() if p.features is not None} if features else found
 
     def figure(self, name: str, drawn, caption: str) -> str:
         """Save the figure as PDF, SVG and PNG where there is a folder for it, and embed it."""
@@ -142,7 +149,7 @@ def training(report: Report) -> str:
             logs[variant] = [epochs for epochs in found if epochs]
     if not logs:
         return ""
-    ramp = _agreed(report, _ramp)
+    ramp = agreed(report, _ramp)
     content = report.figure(
         "timeline",
         timeline_figure(logs, ramp),
@@ -216,42 +223,7 @@ def _per_class_table(result: Result) -> str:
     return html.table(head, rows, caption=f"{result.run} on {result.dataset}, 8-way")
 
 
-def _with_predictions(report: Report, *, features: bool = False) -> dict:
-    """{variant: predictions of its first seed}, for the variants that kept them (and their features)."""
-    found = {variant: r.predictions for variant, r in report.shown().items() if r.predictions is not None}
-    return {v: p for v, p in found.items() if p.features is not None} if features else found
-
-
-def calibration(report: Report) -> str:
-    predictions = _with_predictions(report)
-    if not predictions:
-        return ""
-    caption = (
-        "Accuracy over confidence in 15 bins at temperature 1, and how many rows each bin holds (first seed). ECE is "
-        "the mean distance to the diagonal."
-    )
-    return report.figure("reliability", reliability_figure(predictions), caption)
-
-
-def geometry(report: Report) -> str:
-    predictions = _with_predictions(report, features=True)
-    if not predictions:
-        return ""
-    cap, margin = _agreed(report, lambda geo: (geo["var_cap"], geo["margin"])) or (None, None)
-    content = report.figure(
-        "geometry",
-        geometry_figure(predictions, var_cap=cap, margin=margin),
-        "Unit features of the validation rows (first seed): mean squared distance to the class mean, and distance of "
-        "each class mean to the nearest other one. D-Geo penalizes variance above the cap (happiness and surprise) and "
-        "distances below the margin.",
-    )
-    distances = report.figure(
-        "class_distances", distance_figure(predictions), "Euclidean distances between class means, on one scale."
-    )
-    return content + html.details("All distances between class means", distances)
-
-
-def _agreed(report: Report, read: Callable[[Mapping], tuple | None]) -> tuple | None:
+def agreed(report: Report, read: Callable[[Mapping], tuple | None]) -> tuple | None:
     """What ``read`` takes from D-Geo's settings, where all variants that have it on agree: a sweep's do not."""
     found = set()
     for result in report.shown().values():
@@ -259,19 +231,6 @@ def _agreed(report: Report, read: Callable[[Mapping], tuple | None]) -> tuple | 
         if (result.fingerprint or {}).get("switches", {}).get("d_geo") and path.exists():
             found.add(read(yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]["geo"]))
     return found.pop() if len(found) == 1 else None
-
-
-def features(report: Report) -> str:
-    predictions = _with_predictions(report, features=True)
-    if not predictions or report.embedding == "none":
-        return ""
-    name = {"tsne": "t-SNE", "umap": "UMAP"}[report.embedding]
-    caption = (
-        f"{name} of the penultimate features of the same validation rows (seed {report.seed}), coloured by true class. "
-        "Neighbourhoods can be read from it; distances between clusters and their sizes cannot."
-    )
-    drawn = embedding_figure(predictions, method=report.embedding, seed=report.seed)
-    return report.figure(report.embedding, drawn, caption)
 
 
 def prototypes(report: Report) -> str:

@@ -13,6 +13,8 @@ ckpt_option = click.option(
     "--ckpt", required=True, type=click.Path(), help="A run's folder or a student_best.safetensors file."
 )
 
+raw_option = click.option("--raw", is_flag=True, help="Leave the student's calibration out, where it has one.")
+
 
 @dataclass
 class Checkpoint:
@@ -25,10 +27,16 @@ class Checkpoint:
     run: str
     variant: str
     seed: int | None
+    calibration: Any = None
+    """The Calibration that lies beside the student, or None."""
 
     @classmethod
-    def open(cls, path: str | Path, *, image_size: int | None = None) -> "Checkpoint":
-        """Read a student. Raises UserError for a file that is no student or not the one its run's sums name."""
+    def open(cls, path: str | Path, *, image_size: int | None = None, raw: bool = False) -> "Checkpoint":
+        """Read a student, and unless ``raw`` its calibration, where it has one.
+
+        Raises UserError for a file that is no student or not the one its run's sums name, and for a calibration of
+        other weights.
+        """
         from ngd_fast.artifacts.files import read_json, sha256
         from ngd_fast.artifacts.verify import require_untouched
         from ngd_fast.student.weights import load_student, student_file
@@ -41,15 +49,31 @@ class Checkpoint:
         metrics = file.parent / "metrics.json"
         known = read_json(metrics) if metrics.exists() else {}
         run = known.get("run") or (file.resolve().parent.name if metrics.exists() else file.stem)
+        digest = sha256(file)
         return cls(
             module,
             meta,
             file,
-            sha256(file),
+            digest,
             run=str(run),
             variant=str(known.get("variant") or meta.get("config_name") or run),
             seed=known.get("seed", meta.get("seed")),
+            calibration=None if raw else _calibration(file, digest, len(meta["class_names"])),
         )
+
+
+def _calibration(student: Path, digest: str, classes: int):
+    from ngd_fast.artifacts.verify import require_untouched
+    from ngd_fast.evaluation.calibration import CALIBRATION_NAME, Calibration
+
+    path = student.parent / CALIBRATION_NAME
+    if not path.exists():
+        return None
+    require_untouched(path)
+    found = Calibration.load(path, classes)
+    if found.info.get("weights_sha256") != digest:
+        raise UserError(f"{path}: was fitted for other weights than {student.name}; calibrate again, or give --raw")
+    return found
 
 
 def load_faces(path: str, *, class_map: str | None = None, image_root: str | None = None, class_names):

@@ -151,7 +151,7 @@ def _run(*arguments, makes: Path | None = None) -> None:
 
 def _closing(out: Path, runs: Path, seconds: float) -> None:
     from ngd_fast.artifacts.files import read_json
-    from ngd_fast.cli.evaluate import print_summary
+    from ngd_fast.cli.evaluation_output import print_summary
     from ngd_fast.evaluation.tables import ABLATION
 
     _heading(f"Done in {seconds / 60:.1f} minutes")

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import click
 
-from ngd_fast.cli.checkpoints import Checkpoint
+from ngd_fast.cli.checkpoints import Checkpoint, raw_option
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 
@@ -21,11 +21,13 @@ from ngd_fast.errors import UserError
     "--with", "others", multiple=True, type=click.Path(),
     help="For the model card: another run, or an evaluation (outs/xval_*); repeatable.",
 )  # fmt: skip
-def command(run, onnx, torch_export, model_card, half, opset, img_size, others):
+@raw_option
+def command(run, onnx, torch_export, model_card, half, opset, img_size, others, raw):
     """Export the student of RUN (a run's folder or a .safetensors file).
 
-    The exported file takes uint8 [batch, height, width, 3] RGB faces of any size and gives probabilities, logits and
-    features; it is run and compared with PyTorch before it is put in place.
+    The exported file takes uint8 [batch, height, width, 3] RGB faces of any size and gives probabilities, logits
+    (calibrated, where the student has a calibration) and features; it is run and compared with PyTorch before it is put
+    in place.
     """
     if not (onnx or torch_export or model_card):
         raise UserError("nothing to write: give --onnx, --torch-export or --model-card")
@@ -40,9 +42,10 @@ def command(run, onnx, torch_export, model_card, half, opset, img_size, others):
         ):
             if path:
                 # read anew for each: half precision changes the module
-                student = Checkpoint.open(run, image_size=img_size)
+                student = Checkpoint.open(run, image_size=img_size, raw=raw)
                 if export is export_onnx:
                     options["info"] = {"weights_sha256": student.sha256, "run": student.run}
+                options["calibration"] = student.calibration
                 difference = export(student.module, student.meta, path, half=half, **options)
                 say(f"wrote {path}; it differs from PyTorch in float32 by at most {difference:.1e}")
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 import numpy as np
 
-from ngd_fast.cli.checkpoints import Checkpoint, ckpt_option, device_option
+from ngd_fast.cli.checkpoints import Checkpoint, ckpt_option, device_option, raw_option
 from ngd_fast.console import progress, say
 from ngd_fast.errors import UserError
 
@@ -40,8 +40,9 @@ _BLOCK = 512
     "--margin", type=click.FloatRange(0, 2),
     help="With --detect: room on every side of a face's box, as a share of the box's longer side.  [default: 0]",
 )  # fmt: skip
+@raw_option
 @device_option
-def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all_faces, margin, device, **options):
+def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all_faces, margin, raw, device, **options):
     """Classify faces: INPUTS are images, folders of images, CSV lists or NPZ files.
 
     Each image is taken as one cropped face; with --detect, as a photograph in which faces are found first. A photograph
@@ -58,13 +59,13 @@ def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all
     from ngd_fast.faces.dataset import Faces
     from ngd_fast.student.inference import predict
 
-    student = Checkpoint.open(ckpt, image_size=img_size)
+    student = Checkpoint.open(ckpt, image_size=img_size, raw=raw)
     class_names = tuple(student.meta["class_names"])
     paths, archives = _inputs(inputs, image_root, class_names)
     if detect and archives:
         raise UserError(f"{archives[0].source}: an NPZ holds cropped faces; leave --detect out")
 
-    options |= {"device": pick_device(device), "skip_bad": skip_bad}
+    options |= {"device": pick_device(device), "skip_bad": skip_bad, "calibration": student.calibration}
     rows, start = [], time.perf_counter()
     if detect:
         side = student.meta["image_size"]

@@ -26,13 +26,16 @@ def command(runs, out, viz, embedding, seed, baseline, bank, title):
     from ngd_fast.artifacts.report import write_report
 
     viz = Path(viz) if viz else Path(out).parent / "viz"
-    extra = _pictures(bank, viz) if bank else None
-    write_report(runs, out, viz=viz, embedding=embedding, seed=seed, baseline=baseline, title=title, extra=extra)
+    extra, prototypes = _pictures(bank, viz) if bank else (None, None)
+    write_report(
+        runs, out, viz=viz, embedding=embedding, seed=seed, baseline=baseline, title=title, extra=extra,
+        prototypes=prototypes,
+    )  # fmt: skip
     say(f"wrote {out}, figures and tables in {viz}")
 
 
-def _pictures(bank_path: str, viz: Path) -> dict[str, bytes]:
-    """Figures of the bank, also kept in ``viz``."""
+def _pictures(bank_path: str, viz: Path):
+    """Figures of the bank {caption: PNG}, also kept in ``viz``, and its prototypes [K, D]."""
     from ngd_fast.prototypes.bank import PrototypeBank
     from ngd_fast.prototypes.figures import draw_centers, draw_coverage
 
@@ -46,4 +49,4 @@ def _pictures(bank_path: str, viz: Path) -> dict[str, bytes]:
     for name, (draw, caption) in captions.items():
         draw(viz / f"{name}.png", bank)
         pictures[caption] = (viz / f"{name}.png").read_bytes()
-    return pictures
+    return pictures, bank.prototypes.numpy()

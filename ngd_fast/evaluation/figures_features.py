@@ -6,6 +6,7 @@ import numpy as np
 
 from ngd_fast.artifacts.figure_style import MARKERS, SHADES, WIDTH, color_of, new_figure
 from ngd_fast.errors import UserError
+from ngd_fast.evaluation.geometry import class_geometry
 from ngd_fast.evaluation.predictions import Predictions
 
 
@@ -80,26 +81,6 @@ def embedding_figure(predictions: Mapping[str, Predictions], *, method: str = "t
     return figure
 
 
-def class_geometry(features: np.ndarray, labels: np.ndarray, classes: int) -> dict[str, np.ndarray]:
-    """What D-Geo acts on, over a whole dataset instead of a batch (section 4.3).
-
-    ``variance`` [C]: mean squared distance of a class's unit features to their mean, NaN for a class without rows;
-    ``distance`` [C, C]: Euclidean distance between class means; ``nearest`` [C]: distance to the nearest other mean.
-    """
-    features = np.asarray(features, dtype=np.float64)
-    features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), 1e-12)
-    means = np.full((classes, features.shape[1]), np.nan)
-    variance = np.full(classes, np.nan)
-    for c in np.unique(labels[labels >= 0]):
-        rows = features[labels == c]
-        means[c] = rows.mean(axis=0)
-        variance[c] = ((rows - means[c]) ** 2).sum(axis=1).mean()
-    distance = np.linalg.norm(means[:, None] - means[None], axis=-1)
-    others = np.where(np.eye(classes, dtype=bool) | np.isnan(distance), np.inf, distance)
-    nearest = others.min(axis=1)
-    return {"variance": variance, "distance": distance, "nearest": np.where(np.isfinite(nearest), nearest, np.nan)}
-
-
 def geometry_figure(
     predictions: Mapping[str, Predictions], *, var_cap: float | None = None, margin: float | None = None
 ):
@@ -153,4 +134,39 @@ def distance_figure(predictions: Mapping[str, Predictions]):
             axis.set_yticks(range(len(names)), names)
             axis.set_title(title)
         figure.colorbar(image, ax=axes.tolist(), label="distance of class means", shrink=0.8)
+    return figure
+
+
+GEOMETRY_TITLES = {
+    "within_variance": "within-class variance",
+    "within_variance_contracted": "the same, capped classes",
+    "margin_min": "smallest margin",
+    "margin_mean": "mean margin",
+    "effective_rank": "effective rank",
+    "angle_mean": "mean principal angle, degrees",
+    "linear_probe": "linear probe, accuracy",
+    "knn": "20 nearest neighbours, accuracy",
+}
+
+
+def feature_figure(described: Mapping[str, Sequence[Mapping]]):
+    """What :func:`~ngd_fast.evaluation.geometry.describe_features` found, one panel a number: a mark for each seed of
+    each variant {variant: [one for each seed]}; dashed is the angle of random subspaces."""
+    shown = {k: t for k, t in GEOMETRY_TITLES.items() if any(k in d for group in described.values() for d in group)}
+    rows = -(-len(shown) // 4)
+    with new_figure(WIDTH, 0.4 + 1.9 * rows, rows, 4) as (figure, axes):
+        axes = list(axes.flat)
+        for axis, (key, title) in zip(axes, shown.items()):
+            for k, group in enumerate(described.values()):
+                values = [d[key] for d in group if key in d]
+                axis.plot([k] * len(values), values, MARKERS[k % len(MARKERS)], color=color_of(k), ms=5, alpha=0.8)
+            if key == "angle_mean":
+                chance = next(d["angle_random"] for group in described.values() for d in group if "angle_random" in d)
+                axis.axhline(chance, color="#D55E00", ls="--", lw=1)
+            axis.set_xticks(range(len(described)), list(described), rotation=30, ha="right", rotation_mode="anchor")
+            axis.set_title(title, fontsize=9)
+            axis.set_xlim(-0.6, len(described) - 0.4)
+            axis.margins(y=0.2)
+        for axis in axes[len(shown) :]:
+            axis.remove()
     return figure

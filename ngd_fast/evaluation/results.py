@@ -56,6 +56,28 @@ class Result:
         path = self.folder / FINGERPRINT_NAME
         return read_json(path) if path.exists() else None
 
+    @cached_property
+    def calibration(self) -> dict | None:
+        """A run's calibration.json."""
+        return self._beside("calibration.json")
+
+    @cached_property
+    def slices(self) -> dict | None:
+        """An evaluation's slices.json."""
+        return self._beside("slices.json")
+
+    @cached_property
+    def corruptions(self) -> dict | None:
+        """An evaluation's corruptions.json."""
+        return self._beside("corruptions.json")
+
+    def _beside(self, name: str) -> dict | None:
+        path = self.folder / name
+        if not path.exists():
+            return None
+        require_untouched(path)
+        return read_json(path)
+
 
 def load_results(paths: Sequence[str | Path]) -> list[Result]:
     """Read every evaluation in the given metrics.json files and folders (searched to any depth), without repeats.

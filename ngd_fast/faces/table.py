@@ -103,6 +103,30 @@ def read_csv(path: Path, class_map, image_root) -> dict:
     return {"paths": paths, "names": names, "label_dist": label_dist, "subjects": subjects if any(subjects) else None}
 
 
+def read_groups(path: Path) -> dict[str, dict[str, str]]:
+    """A list of faces and what they are (age, gender, source, ...) -> {column: {face: value}}, labels left out.
+
+    The face stands in a column called name, or as paths are called in lists of faces.
+    """
+    header, rows = read_rows(path)
+    key = find_column(header, ("name", *PATH_COLUMNS))
+    if key is None:
+        raise UserError(f"{path}: no column of faces; its header is {','.join(header)}, "
+                        f"wanted one of name, {', '.join(PATH_COLUMNS)}")  # fmt: skip
+    known = {*NAME_COLUMNS, *ID_COLUMNS, *CLASS_NAMES, "name", *PATH_COLUMNS}
+    columns = {name: i for i, name in enumerate(header) if name and name not in known}
+    if not columns:
+        raise UserError(f"{path}: no column of groups beside {header[key]}; its header is {','.join(header)}")
+    groups: dict[str, dict[str, str]] = {name: {} for name in columns}
+    for line, cells in rows:
+        face = cells[key].strip()
+        for name, column in columns.items():
+            value = cells[column].strip()
+            if groups[name].setdefault(face, value) != value:
+                raise UserError(f"{path}: line {line}: {face} is {value} here and {groups[name][face]} above ({name})")
+    return groups
+
+
 def image_path(root: str | Path, name: str) -> str:
     """Where the image lies that a list calls ``name``, which may be written as on Windows."""
     path = os.path.join(root, name)

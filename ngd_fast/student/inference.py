@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from ngd_fast.errors import UserError
+from ngd_fast.evaluation.calibration import Calibration
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
@@ -54,12 +55,14 @@ def predict(
     workers: int | None = None,
     skip_bad: bool = False,
     dataset: str | None = None,
+    calibration: Calibration | None = None,
 ) -> Predictions:
     """Predict ``faces`` with a student and its ``meta`` as from :func:`~ngd_fast.student.weights.load_student`.
 
     dtype     autocast to bfloat16 or float16; None computes in float32
     feed      which feed prepares the faces, as in make_feed
     dataset   its name in tables; default: the faces' source
+    calibration  applied to the logits
     Rows come in the faces' order; with ``skip_bad`` unreadable ones are missing. Raises UserError for unreadable images
     and for faces of other classes.
     """
@@ -85,6 +88,9 @@ def predict(
         shown = source.faces
     finally:
         source.close()
+    made_with = {"flip_tta": str(flip_tta), "dtype": str(dtype or torch.float32).removeprefix("torch.")}
+    if calibration is not None:
+        logits, made_with["calibration"] = calibration.apply(logits), calibration.method
     return Predictions(
         logits=logits,
         labels=shown.labels[rows],
@@ -93,5 +99,5 @@ def predict(
         dataset=dataset or faces.source,
         label_dist=shown.label_dist[rows],
         features=features,
-        meta={"flip_tta": str(flip_tta), "dtype": str(dtype or torch.float32).removeprefix("torch.")},
+        meta=made_with,
     )

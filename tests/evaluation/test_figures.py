@@ -9,7 +9,6 @@ from ngd_fast.artifacts.figure_style import render, save_figure
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure, reliability_figure
 from ngd_fast.evaluation.figures_features import (
-    class_geometry,
     distance_figure,
     embed,
     embedding_figure,
@@ -17,6 +16,7 @@ from ngd_fast.evaluation.figures_features import (
     sample_rows,
 )
 from ngd_fast.evaluation.figures_training import read_log, terms_figure, timeline_figure
+from ngd_fast.evaluation.geometry import class_geometry
 from ngd_fast.evaluation.metrics import evaluate_predictions
 from ngd_fast.evaluation.predictions import Predictions
 

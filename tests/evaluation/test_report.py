@@ -4,7 +4,7 @@ import shutil
 
 import pytest
 
-from ngd_fast.artifacts import report_sections
+from ngd_fast.artifacts import report_behaviour, report_sections
 from ngd_fast.artifacts.files import read_json, write_json
 from ngd_fast.artifacts.report import write_report
 from ngd_fast.errors import UserError
@@ -75,10 +75,10 @@ def test_its_numbers_are_those_of_the_runs(report):
 
 def test_what_d_geo_was_given_is_shown_where_all_agree(suite, tmp_path, monkeypatch):
     seen = {}
-    for name in ("timeline_figure", "geometry_figure"):
-        draw = getattr(report_sections, name)
+    for name, module in (("timeline_figure", report_sections), ("geometry_figure", report_behaviour)):
+        draw = getattr(module, name)
         monkeypatch.setattr(
-            report_sections,
+            module,
             name,
             lambda *a, draw=draw, name=name, **o: seen.update({name: (*a[1:], o)}) or draw(*a, **o),
         )
