@@ -1,28 +1,34 @@
 # make demo       set everything up (once) and run the whole of NeuroGaze-Distill on made-up data
-# make test       set everything up (once) and run the tests
+# make test       set everything up (once) and run the tests, JOBS at a time
+# make test-slow  the tests that are marked slow: long forms, which CI runs too
 # make lint       ruff
 # make gpu-check  on a GPU machine: build there, run every GPU test and the benches, print a table
 # make clean      remove what was built; the next make builds it again
 #
 # PYTHON  interpreter the virtual environment is made from
 # VENV    the environment; name an existing one (VENV=/path) to use it, for example one that holds a CUDA PyTorch
+# JOBS    test processes side by side; files of tests stay whole
 # TORCH   what pip installs as PyTorch where the environment has none
 
 PYTHON ?= python3
 VENV ?= .venv
 TORCH ?= torch==2.13.0
 OUT ?= outs/demo
+JOBS ?= $(shell n=$$(nproc); echo $$((n < 4 ? n : 4)))
 
 BIN := $(VENV)/bin
 BUILD_FILES := setup.py pyproject.toml $(shell find csrc -type f 2>/dev/null)
 
-.PHONY: demo test lint gpu-check clean
+.PHONY: demo test test-slow lint gpu-check clean
 
 demo: $(VENV)/.ngd_fast-demo
 	$(BIN)/ngd-fast demo --out $(OUT)
 
 test: $(VENV)/.ngd_fast-test
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+test-slow: $(VENV)/.ngd_fast-test
+	$(BIN)/python -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(VENV)/.ngd_fast-test
 	$(BIN)/ruff check .

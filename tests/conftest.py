@@ -5,6 +5,10 @@ from pathlib import Path
 
 import pytest
 
+# Test processes side by side (pytest -n) share the cores; PyTorch reads this when it is first imported.
+if workers := os.environ.get("PYTEST_XDIST_WORKER_COUNT"):
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, len(os.sched_getaffinity(0)) // int(workers))))
+
 REPOSITORY = Path(__file__).resolve().parents[1]
 SHARED_DATA = Path(os.environ.get("NGD_FAST_SHARED_DATA", REPOSITORY.parent / "shared" / "data"))
 

@@ -50,6 +50,7 @@ def test_the_sdist_holds_every_source(sdist):
     assert wanted - packed == set()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_a_wheel_built_from_the_sdist_works_elsewhere(sdist, tmp_path):
     archive, _ = sdist

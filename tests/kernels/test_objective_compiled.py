@@ -16,7 +16,7 @@ SHARED = {80: 163 * 1024, 89: 99 * 1024, 90: 227 * 1024}
 SPILLED = 40
 
 
-@pytest.mark.parametrize("capability", [90, 80])
+@pytest.mark.parametrize("capability", [90, pytest.param(80, marks=pytest.mark.slow)])
 def test_compiles_without_spills(capability):
     triton = pytest.importorskip("triton")
     if not (Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump").exists():
