@@ -71,6 +71,8 @@ def collect() -> dict:
         name: _version(*distributions) or f"absent: pip install 'ngd-fast[{extra}]'"
         for name, (distributions, extra) in _OPTIONAL.items()
     }
+    if reason := backends.why_not_interpret():
+        optional["Triton's interpreter"] = reason
     return {
         "versions": {
             "ngd_fast": __version__,

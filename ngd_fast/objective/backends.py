@@ -9,6 +9,7 @@ import importlib
 import importlib.util
 import os
 
+import numpy
 import torch
 from torch import Tensor
 from torch._C import _functorch
@@ -82,6 +83,28 @@ def interpreting() -> bool:
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
+@functools.cache
+def why_not_interpret() -> str:
+    """Why Triton's interpreter cannot run the kernels, in one line; empty where it can, or where there is no Triton.
+
+    Triton before 3.7 takes a loop's bounds with ``int()`` from arrays of one dimension, which NumPy 2.4 refuses.
+    """
+    if _load_triton():
+        return ""
+    triton = importlib.import_module("triton").__version__
+    if _release(triton) >= (3, 7) or _release(numpy.__version__) < (2, 4):
+        return ""
+    return (
+        f"Triton {triton} cannot interpret kernels beside NumPy {numpy.__version__}; "
+        "take Triton 3.7 or NumPy 2.3 for that (compiled kernels are not affected)"
+    )
+
+
+def _release(version: str) -> tuple[int, int]:
+    major, minor = version.split(".")[:2]
+    return int(major), int(minor)
+
+
 def why_not(name: str) -> str:
     """Why backend ``name`` cannot run on this machine, in one line; empty where it can."""
     if torch.compiler.is_compiling():
@@ -100,8 +123,10 @@ def find_why_not(name: str) -> str:
     if name == "cpu":
         return _CPU
     reason = _CUDA if name == "cuda" else _load_triton()
-    if reason or (name == "triton" and interpreting()):
+    if reason:
         return reason
+    if name == "triton" and interpreting():
+        return why_not_interpret()
     if not torch.cuda.is_available():
         return "no CUDA device is visible" + (" (TRITON_INTERPRET=1 runs it on the CPU)" if name == "triton" else "")
     return _too_old()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from types import SimpleNamespace
 
+from ngd_fast import selfcheck
 from ngd_fast.cli.doctor import _cuda_build, collect
 from ngd_fast.objective import backends
 
@@ -54,3 +55,12 @@ def test_the_build_says_for_which_gpus_or_why_for_none():
     built = SimpleNamespace(WHY_NO_CUDA="", CUDA_VERSION="13.0", CUDA_ARCH_LIST="8.0;9.0+PTX")
     assert _cuda_build(built) == "13.0, architectures 8.0;9.0+PTX"
     assert _cuda_build(SimpleNamespace(WHY_NO_CUDA="nvcc was not found")) == "no: nvcc was not found"
+
+
+def test_an_interpreter_that_cannot_run_is_a_line_and_no_failure(monkeypatch):
+    assert "Triton's interpreter" not in collect()["optional"] or backends.why_not_interpret()
+    monkeypatch.setattr(backends, "why_not_interpret", lambda: "Triton 3.6.0 cannot interpret kernels")
+    assert collect()["optional"]["Triton's interpreter"] == "Triton 3.6.0 cannot interpret kernels"
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert [finding.what for finding in selfcheck.check() if "triton" in finding.what] == []

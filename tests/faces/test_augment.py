@@ -13,6 +13,7 @@ from ngd_fast.config import build_config
 from ngd_fast.errors import UserError
 from ngd_fast.faces import augment
 from ngd_fast.faces.augment import AugmentConfig, drawn_labels, render, seed_key, uniform, view_parameters
+from ngd_fast.objective import backends
 
 ONE = torch.ones(1)
 
@@ -187,6 +188,8 @@ INTERPRETED = """
 
 def test_kernel_equals_its_twin_in_the_interpreter():
     pytest.importorskip("triton")
+    if reason := backends.why_not_interpret():
+        pytest.skip(reason)
     result = subprocess.run(
         [sys.executable, "-c", textwrap.dedent(INTERPRETED)],
         env={**os.environ, "TRITON_INTERPRET": "1"},

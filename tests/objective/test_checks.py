@@ -154,3 +154,23 @@ def test_versions_that_differ(monkeypatch):
     info = pytest.importorskip("ngd_fast._build_info")
     monkeypatch.setattr(info, "TORCH_VERSION", "1.13.0+cpu")
     assert "built with PyTorch 1.13.0+cpu" in backends._load_cpu()
+
+
+@pytest.mark.parametrize(
+    ("triton_version", "numpy_version", "interprets"),
+    [("3.4.0", "2.4.0", False), ("3.6.0", "2.4.6", False), ("3.6.0+git1", "2.5.0rc1", False)]
+    + [("3.6.0", "2.3.5", True), ("3.4.0", "1.26.4", True), ("3.7.0", "2.4.0", True), ("3.10.0", "3.0", True)],
+)
+def test_an_interpreter_that_cannot_run_beside_this_numpy(monkeypatch, triton_version, numpy_version, interprets):
+    monkeypatch.setattr(pytest.importorskip("triton"), "__version__", triton_version)
+    monkeypatch.setattr("numpy.__version__", numpy_version)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    backends.why_not_interpret.cache_clear()
+    try:
+        assert (backends.why_not("triton") == "") is interprets
+        assert interprets or f"Triton {triton_version} cannot interpret" in backends.why_not("triton")
+        # Kernels that are compiled are not concerned.
+        monkeypatch.delenv("TRITON_INTERPRET")
+        assert "interpret kernels" not in backends.why_not("triton")
+    finally:
+        backends.why_not_interpret.cache_clear()
