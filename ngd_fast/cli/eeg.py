@@ -53,6 +53,21 @@ def mahnob(sessions, unlabelled, out, name, config_path, overrides):
 
 
 @command.command()
+@click.argument("folder", type=click.Path())
+@click.option("--ratings", type=click.Path(dir_okay=False), help="participant_ratings.csv, for the original BDFs.")
+@_options
+def deap(folder, ratings, out, name, config_path, overrides):
+    """Topomaps of DEAP: FOLDER is data_preprocessed_matlab (s??.mat) or data_original (s??.bdf)."""
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.deap import open_deap
+    from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
+
+    config = load_config(EegConfig, config_path, overrides)
+    source = open_deap(folder, ratings)
+    _save(topomaps_from_recordings(source, config), out, name or source.name)
+
+
+@command.command()
 @click.argument("trials", type=click.Path())
 @click.option("--rating-range", nargs=2, type=float, metavar="LOW HIGH", help="The scale of the table's ratings.")
 @click.option(

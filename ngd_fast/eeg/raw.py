@@ -69,8 +69,11 @@ class Recording:
         return out
 
 
-def open_file(path: Path, sidecar: Path | None = None) -> Recording:
-    """Open a recording or a file of epochs and read its events, but no signal. Raises UserError."""
+def open_file(path: Path, sidecar: Path | None = None, *, read=None, stim_mask: int = 0xFFFF) -> Recording:
+    """Open a recording or a file of epochs and read its events, but no signal. Raises UserError.
+
+    ``sidecar``: an events.tsv in place of the file's own events. ``read`` opens the path instead of mne.io.read_raw.
+    """
     mne = import_mne()
     if not path.exists():
         raise UserError(f"{path}: no such file")
@@ -79,7 +82,8 @@ def open_file(path: Path, sidecar: Path | None = None) -> Recording:
     try:
         if path.name.endswith(_EPOCHS):
             return _from_epochs(path, mne.read_epochs(path, preload=False, verbose="error"))
-        return from_raw(path, mne.io.read_raw(path, preload=False, verbose="error"), sidecar or _bids_events(path))
+        raw = read(path) if read else mne.io.read_raw(path, preload=False, verbose="error")
+        return _from_raw(path, raw, sidecar or _bids_events(path), stim_mask)
     except UserError:
         raise
     except Exception as error:  # MNE meets a damaged file with whatever its parsing runs into
@@ -92,15 +96,14 @@ def is_pickle(path: Path) -> bool:
     return len(head) == 2 and head[0] == 0x80 and 2 <= head[1] <= 5
 
 
-def from_raw(path: Path, raw, sidecar: Path | None = None) -> Recording:
-    """The Recording of an MNE Raw; events of ``sidecar`` take the place of its own."""
+def _from_raw(path: Path, raw, sidecar: Path | None, stim_mask: int) -> Recording:
     rate = float(raw.info["sfreq"])
     own = [
         Event(float(onset) - raw.first_time, float(duration), str(name))
         for onset, duration, name in zip(raw.annotations.onset, raw.annotations.duration, raw.annotations.description)
     ]
     bad = [e for e in own if e.name.lower().startswith("bad")]
-    events = read_events(sidecar) if sidecar else [e for e in own if e not in bad] + _stim_events(raw, rate)
+    events = read_events(sidecar) if sidecar else [e for e in own if e not in bad] + _stim_events(raw, rate, stim_mask)
     spans = [(math.floor(e.onset * rate), math.ceil((e.onset + e.duration) * rate)) for e in bad]
     # raw.filenames: data that lie beside a header.
     files = list(dict.fromkeys([path, *(Path(f) for f in raw.filenames if f is not None)]))
@@ -119,15 +122,15 @@ def _from_epochs(path: Path, epochs) -> Recording:
     return Recording(path, epochs, rate, len(epochs.events) * length, events, [], epoch=length, files=[path])
 
 
-def _stim_events(raw, rate: float) -> list[Event]:
-    """Rises of the stim channels, read piece by piece. The low 16 bits are the lines; BioSemi keeps its state above."""
+def _stim_events(raw, rate: float, mask: int) -> list[Event]:
+    """Rises of the stim channels, read piece by piece, in the bits of ``mask``: BioSemi keeps its state above 16."""
     mne = import_mne()
     events = []
     for pick in mne.pick_types(raw.info, meg=False, stim=True):
         last = 0
         for start in range(0, raw.n_times, _CHUNK):
             chunk = raw.get_data(picks=[pick], start=start, stop=min(start + _CHUNK, raw.n_times))[0]
-            codes = np.rint(np.nan_to_num(chunk)).astype(np.int64) & 0xFFFF
+            codes = np.rint(np.nan_to_num(chunk)).astype(np.int64) & mask
             before = np.concatenate([[last if start else codes[0]], codes[:-1]])
             rises = np.flatnonzero(codes > before)
             events += [Event((start + i) / rate, 0.0, str(codes[i]), int(codes[i])) for i in rises.tolist()]

@@ -19,7 +19,7 @@ from ngd_fast.eeg.raw import MONTAGE, Event, Recording, check_unit, name_channel
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialSource, scale_rating
 from ngd_fast.errors import UserError
 
-_MOMENTS = ("start", "stop", "baseline_start", "baseline_stop")
+_MOMENTS = ("start", "stop", "baseline_start", "baseline_stop")  # columns, and fields of TrialRow
 
 
 @dataclass
@@ -29,13 +29,13 @@ class TrialRow:
     file: str
     start: str
     stop: str
-    baseline_start: str
-    baseline_stop: str
     subject: int
     trial: int
     valence: float
     arousal: float
     where: str
+    baseline_start: str = ""
+    baseline_stop: str = ""
 
 
 def open_recordings(
@@ -166,11 +166,17 @@ def _read_rows(path: Path, rating_range) -> list[tuple[TrialRow, str | None]]:
             felt = [math.nan, math.nan]
         else:
             felt = [scale_rating(r, *rating_range, f"{where}, {name}") for r, name in zip(felt, ("valence", "arousal"))]
-        moments = [cell(i, name) for name in _MOMENTS]
         for name in ("file", "start"):
             if not cell(i, name):
                 raise UserError(f"{where}: {name} is empty")
-        row = TrialRow(cell(i, "file"), *moments, *(int(numbers[r][i]) for r in ("subject", "trial")), *felt, where)
+        row = TrialRow(
+            file=cell(i, "file"),
+            **{name: cell(i, name) for name in _MOMENTS},
+            **{role: int(column[i]) for role, column in numbers.items()},
+            valence=felt[0],
+            arousal=felt[1],
+            where=where,
+        )
         rows.append((row, cell(i, "events") or None))
     return rows
 
