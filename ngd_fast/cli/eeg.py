@@ -23,6 +23,35 @@ def _options(function: Callable) -> Callable:
     return function
 
 
+def _recording_options(function: Callable) -> Callable:
+    """The options of readers of any recording; they are keywords of ngd_fast.eeg.recordings.open_recordings."""
+    for option in (
+        click.option("--scale", type=float, default=1.0, show_default=True, help="Factor for signals in a wrong unit."),
+        click.option(
+            "--bads",
+            type=click.Choice(["interpolate", "drop"]),
+            default="interpolate",
+            show_default=True,
+            help="Channels that a file marks as bad: rebuilt, or treated as if the file lacked them.",
+        ),
+        click.option(
+            "--channels",
+            type=click.Choice(["common", "all"]),
+            default="common",
+            show_default=True,
+            help="Keep the channels that every file has, or all, rebuilding from its neighbours what a file lacks.",
+        ),
+        click.option("--rating-range", nargs=2, type=float, metavar="LOW HIGH", help="The scale of the ratings."),
+    ):
+        function = option(function)
+    return function
+
+
+def _montage(config) -> str | None:
+    """The montage where the user has named one; else recordings use their own positions."""
+    return config.topomap.montage if "montage" in config.topomap.model_fields_set else None
+
+
 @command.command()
 @click.argument("mat", type=click.Path())
 @_options
@@ -69,24 +98,9 @@ def deap(folder, ratings, out, name, config_path, overrides):
 
 @command.command()
 @click.argument("trials", type=click.Path())
-@click.option("--rating-range", nargs=2, type=float, metavar="LOW HIGH", help="The scale of the table's ratings.")
-@click.option(
-    "--channels",
-    type=click.Choice(["common", "all"]),
-    default="common",
-    show_default=True,
-    help="Keep the channels that every file has, or all, rebuilding from its neighbours what a file lacks.",
-)
-@click.option(
-    "--bads",
-    type=click.Choice(["interpolate", "drop"]),
-    default="interpolate",
-    show_default=True,
-    help="Channels that a file marks as bad: rebuilt, or treated as if the file lacked them.",
-)
-@click.option("--scale", type=float, default=1.0, show_default=True, help="Factor for signals in a wrong unit.")
+@_recording_options
 @_options
-def recordings(trials, rating_range, channels, bads, scale, out, name, config_path, overrides):
+def recordings(trials, out, name, config_path, overrides, **options):
     """Topomaps of your own recordings: TRIALS is a CSV with one row a trial.
 
     Its columns: file (EDF, BDF, FIF, BrainVision, EEGLAB, GDF, CNT ..., epochs in FIF), start and stop (seconds, or
@@ -98,14 +112,29 @@ def recordings(trials, rating_range, channels, bads, scale, out, name, config_pa
     from ngd_fast.eeg.recordings import open_recordings
 
     config = load_config(EegConfig, config_path, overrides)
-    source = open_recordings(
-        trials,
-        rating_range=rating_range,
-        channels=channels,
-        bads=bads,
-        scale=scale,
-        montage=config.topomap.montage if "montage" in config.topomap.model_fields_set else None,
-    )
+    source = open_recordings(trials, **options, montage=_montage(config))
+    _save(topomaps_from_recordings(source, config), out, name or source.name)
+
+
+@command.command()
+@click.argument("root", type=click.Path())
+@click.option("--task", required=True, help="The dataset's name of the task.")
+@click.option("--event", "events", multiple=True, help="trial_type of a trial; repeatable.  [default: rated events]")
+@click.option("--ratings", type=click.Path(dir_okay=False), help="Table of ratings, such as phenotype/sam.tsv.")
+@click.option("--stop", help="Where a trial ends: an event, or +60.  [default: with its event]")
+@click.option(
+    "--baseline", type=click.FloatRange(0, min_open=True), help="Seconds before a trial that are its baseline."
+)
+@_recording_options
+@_options
+def bids(root, task, out, name, config_path, overrides, **options):
+    """Topomaps of a BIDS dataset: trials and ratings from the events.tsv of every EEG recording of a task."""
+    from ngd_fast.config import load_config
+    from ngd_fast.eeg.bids import open_bids
+    from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
+
+    config = load_config(EegConfig, config_path, overrides)
+    source = open_bids(root, task, **options, montage=_montage(config))
     _save(topomaps_from_recordings(source, config), out, name or source.name)
 
 

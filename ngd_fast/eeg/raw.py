@@ -102,9 +102,10 @@ def _from_raw(path: Path, raw, sidecar: Path | None, stim_mask: int) -> Recordin
         Event(float(onset) - raw.first_time, float(duration), str(name))
         for onset, duration, name in zip(raw.annotations.onset, raw.annotations.duration, raw.annotations.description)
     ]
-    bad = [e for e in own if e.name.lower().startswith("bad")]
-    events = read_events(sidecar) if sidecar else [e for e in own if e not in bad] + _stim_events(raw, rate, stim_mask)
-    spans = [(math.floor(e.onset * rate), math.ceil((e.onset + e.duration) * rate)) for e in bad]
+    events = read_events(sidecar) if sidecar else own + _stim_events(raw, rate, stim_mask)
+    bad = {e for e in own + events if e.name.lower().startswith("bad")}
+    events = [e for e in events if e not in bad]
+    spans = [(math.floor(e.onset * rate), math.ceil((e.onset + e.duration) * rate)) for e in sorted(bad)]
     # raw.filenames: data that lie beside a header.
     files = list(dict.fromkeys([path, *(Path(f) for f in raw.filenames if f is not None)]))
     return Recording(path, raw, rate, raw.n_times, events, spans, files=[f for f in files if f.is_file()])

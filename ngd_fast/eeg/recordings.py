@@ -115,7 +115,7 @@ def source_of_rows(
         for file, recording, spans in work:
             recording.data = recording.data or open_one(file).data
             for path in recording.files:
-                meta["files"][path.name] = sha256(path)
+                meta["files"][(Path(file).parent / path.name).as_posix()] = sha256(path)
             for baseline, (start, stop), row in spans:
                 stimulus = recording.read(kept, start, stop, scale)
                 check_unit(stimulus, row.where, recording.path, scale)
