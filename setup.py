@@ -15,7 +15,7 @@ from pathlib import Path
 
 from setuptools import setup
 
-ROOT = Path(__file__).parent
+ROOT = Path(__file__).resolve().parent  # setuptools before 66 gives a relative name; ninja compiles elsewhere
 NEEDS_NO_TORCH = {"sdist", "egg_info", "dist_info", "clean", "--version", "--name"}
 
 
@@ -70,6 +70,21 @@ def why_no_cuda(torch, cuda_home):
     return ""
 
 
+def toolkit(torch, guess):
+    """The CUDA toolkit to build with: PyTorch's guess, or, where that is none, the one that nvcc is really of.
+
+    PyTorch guesses from where nvcc is on the path, and a link or a wrapper in /usr/local/bin leads it astray. What the
+    environment names is taken as it is.
+    """
+    nvcc = shutil.which("nvcc")
+    if nvcc is None or os.environ.get("CUDA_HOME") or os.environ.get("CUDA_PATH"):
+        return guess
+    said = subprocess.run([nvcc, "--dryrun", "-E", "-x", "cu", os.devnull], capture_output=True, text=True).stderr
+    tops = [os.path.normpath(top) for top in re.findall(r"^#\$ TOP=(.+)$", said, re.MULTILINE)]
+    homes = [guess, str(Path(nvcc).resolve().parents[1]), *tops, "/usr/local/cuda"]
+    return next((home for home in homes if not why_no_cuda(torch, home)), guess)
+
+
 def default_arch_list(cuda_home):
     """Every architecture we tune for that this nvcc knows; PTX of the last for those to come."""
     nvcc = Path(cuda_home) / "bin" / "nvcc"
@@ -97,7 +112,9 @@ def extensions():
     if wish not in ("auto", "1", "0"):
         sys.exit(f"error: NGD_FAST_CUDA={wish}: must be auto, 1 or 0")
     reason = "switched off by NGD_FAST_CUDA=0 when ngd_fast was built" if wish == "0" else ""
-    reason = reason or why_no_cuda(torch, cpp_extension.CUDA_HOME)
+    if not reason:
+        cpp_extension.CUDA_HOME = toolkit(torch, cpp_extension.CUDA_HOME)  # all of cpp_extension reads it there
+        reason = why_no_cuda(torch, cpp_extension.CUDA_HOME)
     if reason and wish == "1":
         sys.exit(f"error: NGD_FAST_CUDA=1, but {reason}")
 

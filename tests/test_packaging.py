@@ -5,7 +5,6 @@ import subprocess
 import sys
 import tarfile
 import textwrap
-import zipfile
 
 import pytest
 
@@ -59,8 +58,8 @@ def test_a_wheel_built_from_the_sdist_works_elsewhere(sdist, tmp_path):
         env={"MAX_JOBS": str(os.cpu_count())},
     )
     (wheel,) = tmp_path.glob("*.whl")
-    with zipfile.ZipFile(wheel) as archive:
-        archive.extractall(tmp_path / "site")
+    run(sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--no-index", "--target", tmp_path / "site", wheel)
+    assert (tmp_path / "site" / "bin" / "ngd-fast").exists()
     script = textwrap.dedent(
         f"""
         import sys
@@ -110,6 +109,28 @@ def test_every_module_imports_without_the_optional_packages(repository):
     run(sys.executable, "-c", script, cwd=repository.parent)
 
 
+BUILD_DESCRIPTION = """
+from types import SimpleNamespace
+
+CUDA_HOME = {home!r}
+
+
+class BuildExtension:
+    pass
+
+
+def CppExtension(name, sources, include_dirs, **options):
+    # setup.py is done with CUDA when it describes the last extension; this one is the first.
+    print("include", *include_dirs)
+    return SimpleNamespace()
+
+
+def CUDAExtension(name, sources, **options):
+    raise SystemExit(f"toolkit {{CUDA_HOME}}")
+"""
+"""What setup.py asks of PyTorch to describe the extensions, up to the one with CUDA."""
+
+
 def fake_torch(folder, *, cuda=None, cuda_home=None, version="2.11.0"):
     """A PyTorch that tells setup.py just what it asks before it builds."""
     (folder / "torch" / "utils").mkdir(parents=True)
@@ -117,20 +138,22 @@ def fake_torch(folder, *, cuda=None, cuda_home=None, version="2.11.0"):
         f"from types import SimpleNamespace\n__version__ = {version!r}\nversion = SimpleNamespace(cuda={cuda!r})\n"
     )
     (folder / "torch" / "utils" / "__init__.py").write_text("")
-    (folder / "torch" / "utils" / "cpp_extension.py").write_text(f"CUDA_HOME = {cuda_home and str(cuda_home)!r}\n")
+    build = BUILD_DESCRIPTION.format(home=cuda_home and str(cuda_home))
+    (folder / "torch" / "utils" / "cpp_extension.py").write_text(build)
     return {"PYTHONPATH": str(folder)}
 
 
 def fake_nvcc(home, release):
-    """A CUDA toolkit whose nvcc knows its release, and no more."""
+    """A CUDA toolkit whose nvcc knows its release and its folder, and no more."""
     (home / "bin").mkdir(parents=True)
-    (home / "bin" / "nvcc").write_text(f"#!/bin/sh\necho 'Cuda compilation tools, release {release}, V{release}.88'\n")
+    says = f"echo 'Cuda compilation tools, release {release}, V{release}.88'; echo '#$ TOP={home}/bin/..' >&2"
+    (home / "bin" / "nvcc").write_text(f"#!/bin/sh\n{says}\n")
     (home / "bin" / "nvcc").chmod(0o755)
     return home
 
 
 NO_OTHER_HEADERS = {"CXX": "c++ -nostdinc", "CPATH": "", "CPLUS_INCLUDE_PATH": "", "CPPFLAGS": "", "CXXFLAGS": ""}
-NO_OTHER_HEADERS |= {"CUDA_INC_PATH": ""}
+NO_OTHER_HEADERS |= {"CUDA_INC_PATH": "", "CUDA_HOME": "", "CUDA_PATH": "", "PATH": "/usr/bin:/bin"}
 """A machine's own CUDA headers are none of the made-up toolkit's."""
 
 
@@ -198,4 +221,34 @@ def test_cuda_headers_are_found_where_the_build_finds_them(repository, tmp_path,
     env[where] = f"-I{headers}" if where.endswith("FLAGS") else str(headers)
     result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
     assert "cuda_runtime.h" not in result.stderr
-    assert "CppExtension" in result.stderr, "what the made-up PyTorch lacks is asked for once CUDA can be built"
+    assert f"toolkit {home}" in result.stderr
+
+
+@pytest.mark.parametrize("kind", ["link", "wrapper"])
+def test_the_toolkit_is_found_where_nvcc_is_a_link_or_a_wrapper(repository, tmp_path, kind):
+    home = fake_nvcc(tmp_path / "cuda", "13.0")
+    (home / "include").mkdir()
+    (home / "include" / "cuda_runtime.h").touch()
+    local = tmp_path / "local"
+    (local / "bin").mkdir(parents=True)
+    if kind == "link":
+        (local / "bin" / "nvcc").symlink_to(home / "bin" / "nvcc")
+    else:
+        (local / "bin" / "nvcc").write_text(f'#!/bin/sh\nexec {home}/bin/nvcc "$@"\n')
+        (local / "bin" / "nvcc").chmod(0o755)
+    # As PyTorch does, which takes what lies above nvcc's folder.
+    env = {**fake_torch(tmp_path / "site", cuda="13.0", cuda_home=local), "NGD_FAST_CUDA": "1", **NO_OTHER_HEADERS}
+    env["PATH"] = f"{local}/bin:{env['PATH']}"
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert result.stderr.strip() == f"toolkit {home}"
+    # A toolkit that the user names is not replaced by another.
+    env["CUDA_HOME"] = str(local)
+    result = run(sys.executable, "setup.py", "bdist_wheel", cwd=repository, env=env, check=False)
+    assert f"{local}/include no cuda_runtime.h" in result.stderr
+
+
+def test_headers_are_named_absolutely_under_a_setuptools_that_names_setup_py_relatively(repository, tmp_path):
+    env = {**fake_torch(tmp_path / "site", cuda="13.0"), "NGD_FAST_CUDA": "0"}
+    script = "__file__ = 'setup.py'; exec(open(__file__).read())"
+    result = run(sys.executable, "-c", script, "bdist_wheel", cwd=repository, env=env, check=False)
+    assert result.stdout.splitlines()[0] == f"include {repository / 'csrc'}"
