@@ -12,6 +12,7 @@ from torch import nn
 
 from ngd_fast.errors import UserError
 from ngd_fast.student.resnet import ResNet, parse_arch
+from ngd_fast.student.strided import protect
 
 
 class Student(nn.Module):
@@ -58,7 +59,7 @@ def build_student(
     if not logit_scale > 0:
         raise ValueError(f"logit_scale must be above 0, is {logit_scale}")
     backbone, in_features = _build_backbone(arch, pretrained, image_size)
-    return Student(backbone, in_features, embedding_dim, num_classes, logit_scale)
+    return Student(protect(backbone), in_features, embedding_dim, num_classes, logit_scale)
 
 
 def _build_backbone(arch: str, pretrained: bool, image_size: int | None) -> tuple[nn.Module, int]:

@@ -33,6 +33,7 @@ from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, alone_in, is_finished
 from ngd_fast.student.step import AUTOCAST, StudentStep
+from ngd_fast.student.strided import LANES, protected
 from ngd_fast.student.trainer import Trainer
 from ngd_fast.student.weights import load_backbone_weights
 
@@ -223,6 +224,11 @@ def _make_step(
         report = load_backbone_weights(student.backbone, model.weights)
         if ranks.is_main:
             say(f"{model.weights}: {report}")
+    if ranks.is_main and device.type == "cpu" and protected(student):
+        say(
+            f"model.arch {model.arch}: 1x1 convolutions with a stride have fewer than {LANES} input channels; "
+            "they run without oneDNN's stride, whose gradient is wrong for so few"
+        )
     if config.train.sync_bn:
         if device.type != "cuda":
             raise UserError("train.sync_bn needs GPUs; on CPUs each rank keeps its own batch statistics")
