@@ -14,10 +14,10 @@ import time
 import numpy as np
 import pytest
 
+from ngd_fast.eeg.dreamer import EMOTIV_CHANNELS
 from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
 from ngd_fast.eeg.topomap import TopomapConfig, make_operator
 from ngd_fast.eeg.trials import Trial, TrialSource
-from ngd_fast.synthetic.signals import EMOTIV_CHANNELS
 
 pytest.importorskip("mne")
 

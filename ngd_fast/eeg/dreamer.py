@@ -1,23 +1,28 @@
 """DREAMER (Katsigiannis and Ramzan, 2018): 23 subjects x 18 clips, 14 Emotiv channels at 128 Hz, ratings 1 to 5."""
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
 
 from ngd_fast.artifacts.files import sha256
+from ngd_fast.eeg.mat5 import Mat5Reader
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialSource, scale_rating
 from ngd_fast.errors import UserError
 
+EMOTIV_CHANNELS = ("AF3", "F7", "F3", "FC5", "T7", "P7", "O1", "O2", "P8", "T8", "FC6", "F4", "F8", "AF4")
 RATING_RANGE = (1, 5)
+_DREAMERS_OWN = {"EEG_SamplingRate": 128.0, "EEG_Electrodes": list(EMOTIV_CHANNELS)}
+_UNUSED = frozenset(("ECG", "Age", "Gender"))
 
 
 def open_dreamer(path: str | Path) -> TrialSource:
-    """The trials of a ``DREAMER.mat`` as MATLAB saves it: v5 and v7 (read whole by scipy), or v7.3 (HDF5, read trial
-    by trial). Subjects and trials count from 1. A subject may have fewer clips than others.
+    """The trials of a ``DREAMER.mat`` as MATLAB saves it: v5 and v7, read subject by subject from front to back, or
+    v7.3 (HDF5), read trial by trial. Subjects and trials count from 1. A subject may have fewer clips than others.
 
     Raises UserError for a file that is missing, damaged, no MATLAB file or not DREAMER; a trial whose fields cannot
-    be used is left out and counted.
+    be used is left out and counted. What is damaged behind the first subject of a v5 file shows when it is read.
     """
     path = Path(path)
     if not path.is_file():
@@ -25,43 +30,37 @@ def open_dreamer(path: str | Path) -> TrialSource:
     try:
         with open(path, "rb") as file:
             head = file.read(520)
-        root = _open_hdf5(path) if b"\x89HDF\r\n\x1a\n" in head[:8] + head[512:] else _open_mat5(path)
-    except UserError:
-        raise
+        subjects, total, about = (_open_hdf5 if b"\x89HDF\r\n\x1a\n" in head[:8] + head[512:] else _open_mat5)(path)
     except OSError as error:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
-    if root is None:
-        raise UserError(f"{path}: not DREAMER: holds no variable named DREAMER")
-    rates = _numbers(root.field("EEG_SamplingRate", path))
-    if rates.size != 1 or not 0 < rates[0] < 100_000:
-        raise UserError(f"{path}: DREAMER.EEG_SamplingRate must be one sampling rate in Hz, is {rates.tolist()}")
-    rate = float(rates[0])
-    channels = tuple(root.field("EEG_Electrodes", path).strings())
-    subjects = root.field("Data", path).cells()
-    if not channels or not subjects:
-        raise UserError(f"{path}: DREAMER holds {len(channels)} electrodes and {len(subjects)} subjects")
-    counts = [len(s.field("EEG", path).field("stimuli", path).cells()) for s in subjects]
-    subjects.reverse()
+    channels, rate = about["EEG_Electrodes"], about["EEG_SamplingRate"]
+    first = next(subjects, None)
+    if not channels or first is None:
+        raise UserError(f"{path}: DREAMER holds {len(channels)} electrodes and {total} subjects")
+    clips = len(first.field("EEG", path).field("stimuli", path).cells())
 
     def trials(exclusions: Exclusions) -> Iterator[Trial]:
-        # Each subject is let go once it is done: scipy has the whole file in memory, 2 GB of it for the real one.
-        for number in range(1, len(subjects) + 1):
-            subject = subjects.pop()
-            if counts[number - 1] < max(counts):
+        counts = []
+        for number, subject in enumerate(chain([first], subjects), 1):
+            counts.append(len(subject.field("EEG", path).field("stimuli", path).cells()))
+            yield from _subject_trials(path, number, subject, len(channels), rate, source.with_baseline, exclusions)
+        for number, count in enumerate(counts, 1):
+            if count < max(counts):
                 exclusions.add(
                     "clips that a subject lacks",
-                    f"{path}: subject {number} has {counts[number - 1]} of {max(counts)} clips",
-                    max(counts) - counts[number - 1],
+                    f"{path}: subject {number} has {count} of {max(counts)} clips",
+                    max(counts) - count,
                 )
-            yield from _subject_trials(path, number, subject, len(channels), rate, exclusions)
 
     meta = {"dataset": "DREAMER", "files": {path.name: sha256(path)}, "sampling_rate": rate}
-    return TrialSource("dreamer", channels, sum(counts), trials, meta)
+    source = TrialSource("dreamer", tuple(channels), clips * total, trials, meta)
+    return source
 
 
-def _subject_trials(path, number, subject, channels, rate, exclusions) -> Iterator[Trial]:
+def _subject_trials(path, number, subject, channels, rate, with_baseline, exclusions) -> Iterator[Trial]:
     eeg = subject.field("EEG", path)
-    stimuli, baselines = eeg.field("stimuli", path).cells(), eeg.field("baseline", path).cells()
+    stimuli = eeg.field("stimuli", path).cells()
+    baselines = eeg.field("baseline", path).cells() if with_baseline else []
     valence, arousal = (_numbers(subject.field(f"Score{name}", path)) for name in ("Valence", "Arousal"))
     for i, stimulus in enumerate(stimuli):
         where = f"{path.name}: subject {number}, clip {i + 1}"
@@ -94,40 +93,75 @@ def _numbers(node) -> np.ndarray:
     return values.ravel()
 
 
-def _open_mat5(path: Path):
-    from scipy.io import loadmat
+def _rate(node, path: Path) -> float:
+    rates = _numbers(node)
+    if rates.size != 1 or not 0 < rates[0] < 100_000:
+        raise UserError(f"{path}: DREAMER.EEG_SamplingRate must be one sampling rate in Hz, is {rates.tolist()}")
+    return float(rates[0])
 
-    try:
-        content = loadmat(path, variable_names=["DREAMER"])
-    except (
-        Exception
-    ) as error:  # a damaged file provokes anything inside the reader: zlib.error, IndexError, MemoryError
-        detail = f"{type(error).__name__}: {' '.join(str(error).split())}"
-        raise UserError(f"{path}: not a readable MATLAB file ({detail}); is it truncated?") from None
-    return _Mat5Node(content["DREAMER"], "DREAMER") if "DREAMER" in content else None
+
+def _open_mat5(path: Path):
+    """(subjects one by one, their number, {EEG_SamplingRate, EEG_Electrodes}).
+
+    The owners' file names rate and electrodes behind the data. They are then taken to be the headset's, which is
+    checked when they are reached.
+    """
+    reader = Mat5Reader(path, "DREAMER")
+    names, fields = reader.fields()
+    for name in ("EEG_SamplingRate", "EEG_Electrodes", "Data"):
+        if name not in names:
+            raise UserError(f"{path}: not DREAMER: DREAMER has no field {name}")
+    about = {}
+
+    def read_about(name: str) -> None:
+        if name in _DREAMERS_OWN:
+            node = _Mat5Node(reader.value(), f"DREAMER.{name}")
+            about[name] = _rate(node, path) if name == "EEG_SamplingRate" else node.strings()
+
+    for name in fields:
+        if name == "Data":
+            break
+        read_about(name)
+    total, cells = reader.cells()
+    taken = {**_DREAMERS_OWN, **about}
+
+    def subjects() -> Iterator[_Mat5Node]:
+        for i in cells:
+            yield _Mat5Node(reader.value(skip=_UNUSED), f"DREAMER.Data{{{i + 1}}}")
+        for name in fields:
+            read_about(name)
+        reader.finish()
+        reader.close()
+        for name, value in about.items():
+            if value != taken[name]:
+                raise UserError(
+                    f"{path}: its {name} is {value}, DREAMER's {taken[name]}; save it with -v7.3 to have that used"
+                )
+
+    return subjects(), total, taken
 
 
 class _Mat5Node:
-    """A value as scipy.io.loadmat returns it: structs are [1, 1] record arrays, cells object arrays."""
+    """A value as Mat5Reader returns it: structs are dicts, cells lists, text str."""
 
-    def __init__(self, value: np.ndarray, name: str):
+    def __init__(self, value, name: str):
         self.value, self.name = value, name
 
     def field(self, name: str, path: Path) -> "_Mat5Node":
-        if self.value.dtype.names is None or name not in self.value.dtype.names or not self.value.size:
+        if not isinstance(self.value, dict) or name not in self.value:
             raise UserError(f"{path}: not DREAMER: {self.name} has no field {name}")
-        return _Mat5Node(self.value.ravel()[0][name], f"{self.name}.{name}")
+        return _Mat5Node(self.value[name], f"{self.name}.{name}")
 
     def cells(self) -> list["_Mat5Node"]:
-        if self.value.dtype != object:
-            return [self] if self.value.size else []
-        return [_Mat5Node(v, f"{self.name}{{{i}}}") for i, v in enumerate(self.value.ravel(), 1)]
+        if not isinstance(self.value, list):
+            return [self] if np.size(self.value) else []
+        return [_Mat5Node(v, f"{self.name}{{{i}}}") for i, v in enumerate(self.value, 1)]
 
     def array(self) -> np.ndarray:
-        return self.value
+        return np.asarray(self.value)
 
     def strings(self) -> list[str]:
-        return [str(cell.value.ravel()[0]) if cell.value.size else "" for cell in self.cells()]
+        return [str(cell.value) for cell in self.cells()]
 
 
 def _open_hdf5(path: Path):
@@ -139,7 +173,12 @@ def _open_hdf5(path: Path):
         file = h5py.File(path, "r")
     except OSError as error:
         raise UserError(f"{path}: damaged MATLAB v7.3 file ({error})") from None
-    return _Mat73Node(file["DREAMER"], "DREAMER") if "DREAMER" in file else None
+    if "DREAMER" not in file:
+        raise UserError(f"{path}: not DREAMER: holds no variable named DREAMER")
+    root = _Mat73Node(file["DREAMER"], "DREAMER")
+    rate = _rate(root.field("EEG_SamplingRate", path), path)
+    channels, subjects = root.field("EEG_Electrodes", path).strings(), root.field("Data", path).cells()
+    return iter(subjects), len(subjects), {"EEG_SamplingRate": rate, "EEG_Electrodes": channels}
 
 
 class _Mat73Node:

@@ -40,14 +40,3 @@ def z_score(features: np.ndarray, subject: np.ndarray, bands: Sequence[str], con
                 own = own.clip(-config.clip, config.clip)
         result[subject == number] = own
     return result
-
-
-def min_max(maps: np.ndarray, mask: np.ndarray) -> None:
-    """Scale one subject's maps float32 [n, bands, H, W] in place: each band to [0, 1] inside the mask, 0 outside."""
-    import torch
-
-    pixels = torch.from_numpy(maps).view(*maps.shape[:2], -1)
-    inside = torch.from_numpy(mask).view(-1)
-    low = pixels.amin(dim=0)[:, inside].amin(dim=1)[:, None]
-    high = pixels.amax(dim=0)[:, inside].amax(dim=1)[:, None]
-    pixels.sub_(low).div_(high - low).clamp_(0, 1).mul_(inside)

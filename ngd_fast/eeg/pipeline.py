@@ -1,7 +1,12 @@
 """From recordings, or from rows of band power, to topomaps."""
 
-from collections import Counter
-from collections.abc import Mapping, Sequence
+import contextlib
+import ctypes
+from collections import Counter, deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from dataclasses import replace
+from threading import Lock
 from typing import Any, Literal
 
 import numpy as np
@@ -14,13 +19,14 @@ from ngd_fast.eeg.bandpower import PowerConfig, features_of_power, split_windows
 from ngd_fast.eeg.channels import channel_positions
 from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
 from ngd_fast.eeg.manifest import Topomaps
-from ngd_fast.eeg.normalise import NormaliseConfig, min_max, z_score
+from ngd_fast.eeg.normalise import NormaliseConfig, z_score
 from ngd_fast.eeg.topomap import TopomapConfig, TopomapOperator, make_operator
 from ngd_fast.eeg.trials import ROW, Exclusions, Trial, TrialFault, TrialSource
 from ngd_fast.errors import UserError
 
 # Centre of the head in MNE's head coordinates (metres), as in its default sphere model.
 _HEAD_CENTRE = (0.0, 0.0, 0.04)
+_HELD_BYTES = 64 << 20  # of signals that are being worked on
 
 
 class MapConfig(Config):
@@ -55,7 +61,7 @@ class EegConfig(MapConfig):
 
 
 def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps:
-    """All trials of a source to topomaps, trial by trial: besides the result, only one trial is held in memory.
+    """All trials of a source to topomaps: one is read while others are worked on, as many as fit into 64 MB or one.
 
     What cannot be used is left out, printed and counted in ``meta["exclusions"]``. Raises UserError where nothing is
     left or the configuration does not fit the recordings.
@@ -66,9 +72,10 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     source.with_baseline = config.power.baseline != "none"
     exclusions = Exclusions()
     features, rows = [], []
-    for trial in progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial"):
+    trials = progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial")
+    for trial, result in _in_parallel(reader.features, trials):
         try:
-            feature, marked = reader.features(trial)
+            feature, marked = result()
         except TrialFault as fault:
             exclusions.add(fault.reason, str(fault))
             continue
@@ -87,8 +94,43 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     if not sum(map(len, rows)):
         raise UserError(f"{source.name}: no usable window; left out: {exclusions}")
     features, rows = np.concatenate(features), np.concatenate(rows)
+    _return_freed_memory()
     bands, meta = list(config.power.bands), source.meta
     return draw(features, rows, reader.channels, bands, config, meta, exclusions, reader.mender, operator)
+
+
+def _in_parallel(function: Callable, trials: Iterable[Trial]) -> Iterator[tuple[Trial, Callable]]:
+    """(trial without its signals, what returns or raises as function(trial) does) for each trial, in their order."""
+    import torch
+
+    threads = torch.get_num_threads()
+    held: deque[tuple[Trial, Future, int]] = deque()
+
+    def oldest():
+        trial, future, _ = held.popleft()
+        wait([future])
+        return trial, future.result
+
+    # NumPy, SciPy and PyTorch let go of the interpreter while they filter and transform.
+    pool = ThreadPoolExecutor(max(1, threads), initializer=torch.set_num_threads, initargs=(1,))
+    try:
+        for trial in trials:
+            size = trial.stimulus.nbytes
+            while held and sum(held_size for *_, held_size in held) + size > _HELD_BYTES:
+                yield oldest()
+            held.append((replace(trial, stimulus=None, baseline=None), pool.submit(function, trial), size))
+            del trial
+        while held:
+            yield oldest()
+    finally:
+        pool.shutdown(cancel_futures=True)
+        torch.set_num_threads(threads)
+
+
+def _return_freed_memory() -> None:
+    """glibc keeps what the threads freed, a third of a gigabyte, beside which the maps would now be made."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def draw(
@@ -116,9 +158,7 @@ def draw(
     subjects, starts = np.unique(rows["subject"], return_index=True)
     ends = np.append(starts[1:], len(rows))
     for start, end in progress(zip(starts, ends), desc="topomaps", total=len(subjects), unit="subject"):
-        own = maps[start:end]
-        operator.render(scores[start:end].transpose(0, 2, 1), out=own)
-        min_max(own, operator.mask)
+        operator.render_unit(scores[start:end].transpose(0, 2, 1), maps[start:end])
     if mender.rebuilt:
         said = ", ".join(f"{name} {count} times" for name, count in sorted(mender.rebuilt.items()))
         say(f"rebuilt from their neighbours: {said}")
@@ -158,6 +198,7 @@ class ChannelMender:
             positions = channel_positions(channels, config.topomap.montage)
         self.positions = positions
         self.rebuilt: Counter[str] = Counter()
+        self._lock = Lock()
 
     def mend(self, values: np.ndarray, bad: np.ndarray, where: str) -> np.ndarray:
         """values [channels, ...] with the bad ones (bool [channels]) rebuilt from the others.
@@ -178,7 +219,8 @@ class ChannelMender:
         centred = self.positions - self.config.topomap.sphere[:3] - _HEAD_CENTRE
         mended = np.array(values, np.float64)
         mended[bad] = np.tensordot(interpolation_weights(centred, bad), mended[~bad], axes=1)
-        self.rebuilt.update(self.channels[bad].tolist())
+        with self._lock:
+            self.rebuilt.update(self.channels[bad].tolist())
         return mended
 
 

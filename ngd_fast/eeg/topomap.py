@@ -27,6 +27,8 @@ from ngd_fast.errors import UserError
 # pixel whatever the cap, as it must for one teacher to see DREAMER (14 channels) and MAHNOB-HCI (32).
 HEAD_RADIUS = 0.106
 
+_CHUNK_PIXELS = 1 << 18  # of images that stay in the cache between two steps
+
 
 class TopomapConfig(Config):
     """How channels become an image."""
@@ -75,6 +77,27 @@ class TopomapOperator:
         matrix, offset = self._float32
         torch.addmm(offset, flat, matrix, out=torch.from_numpy(out).view(-1, self.mask.size))
         return out
+
+    def render_unit(self, values: np.ndarray, out: np.ndarray) -> None:
+        """Images of values [n, bands, channels] into ``out`` float32 [n, bands, H, W]: each band to [0, 1] inside the
+        mask, by the extremes that it has there in all n; 0 outside.
+
+        Images are made twice, a few at a time: for the extremes, and to be scaled while they are in the cache.
+        """
+        import torch
+
+        inside = torch.from_numpy(self.mask.ravel())
+        few = max(1, _CHUNK_PIXELS // (values.shape[1] * self.mask.size))
+        chunks = [slice(start, start + few) for start in range(0, len(values), few)]
+        low, high = torch.full((2, values.shape[1]), torch.inf)
+        for chunk in chunks:
+            images = torch.from_numpy(self.render(values[chunk])).flatten(2)
+            low = torch.minimum(low, images.amin(dim=0)[:, inside].amin(dim=1))
+            high = torch.minimum(high, -images.amax(dim=0)[:, inside].amax(dim=1))
+        low, span = low[:, None], (-high - low)[:, None]
+        for chunk in chunks:
+            images = torch.from_numpy(self.render(values[chunk], out=out[chunk])).flatten(2)
+            images.sub_(low).div_(span).clamp_(0, 1).mul_(inside)
 
     @cached_property
     def _float32(self):

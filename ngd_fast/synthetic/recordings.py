@@ -7,8 +7,9 @@ from typing import Any
 import numpy as np
 
 from ngd_fast.artifacts.files import atomic_path, write_text
+from ngd_fast.eeg.dreamer import EMOTIV_CHANNELS
 from ngd_fast.errors import UserError
-from ngd_fast.synthetic.signals import BIOSEMI_CHANNELS, EMOTIV_CHANNELS, Subject, draw_ratings
+from ngd_fast.synthetic.signals import BIOSEMI_CHANNELS, Subject, draw_ratings
 
 _EMOTIV_RATE = 128
 _EMOTIV_STEP = 0.5128  # uV, one unit of the headset's converter

@@ -16,7 +16,6 @@ from collections.abc import Sequence
 
 import numpy as np
 
-EMOTIV_CHANNELS = ("AF3", "F7", "F3", "FC5", "T7", "P7", "O1", "O2", "P8", "T8", "FC6", "F4", "F8", "AF4")
 # BioSemi's own order, which is not the one that readers of MAHNOB-HCI use.
 BIOSEMI_CHANNELS = (
     *("Fp1", "AF3", "F7", "F3", "FC1", "FC5", "T7", "C3", "CP1", "CP5", "P7", "P3", "Pz", "PO3", "O1", "Oz"),

@@ -5,14 +5,13 @@ from scipy import signal
 from ngd_fast.config import dump_config, load_config
 from ngd_fast.eeg.bandpower import PowerConfig
 from ngd_fast.eeg.cleaning import CleaningConfig
-from ngd_fast.eeg.dreamer import open_dreamer
+from ngd_fast.eeg.dreamer import EMOTIV_CHANNELS, open_dreamer
 from ngd_fast.eeg.mahnob import open_mahnob
-from ngd_fast.eeg.normalise import NormaliseConfig, min_max, z_score
+from ngd_fast.eeg.normalise import NormaliseConfig, z_score
 from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
 from ngd_fast.eeg.topomap import TopomapConfig, make_operator
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialSource
 from ngd_fast.errors import UserError
-from ngd_fast.synthetic.signals import EMOTIV_CHANNELS
 
 pytest.importorskip("mne")
 
@@ -105,7 +104,7 @@ def test_rows_come_sorted_whatever_the_order_of_trials():
     np.testing.assert_array_equal(a.trial, b.trial)
 
 
-def test_z_score_and_min_max():
+def test_z_score():
     rng = np.random.default_rng(0)
     subject = np.array([1, 1, 1, 2, 2])
     features = rng.normal(size=(5, 6, 2)) * [3, 50] + [10, -200]
@@ -122,16 +121,21 @@ def test_z_score_and_min_max():
             ["a", "b"],
             NormaliseConfig(),
         )
-    maps = rng.normal(size=(3, 2, 4, 4)).astype(np.float32)
-    mask = np.eye(4) == 0
-    expected = maps.copy()
-    min_max(maps, mask)
+
+
+@pytest.mark.parametrize("border", ["mean", 1.5])
+def test_each_band_is_drawn_from_0_to_1_inside_the_mask(border, monkeypatch):
+    monkeypatch.setattr("ngd_fast.eeg.topomap._CHUNK_PIXELS", 3 * 2 * 256)  # three images at a time
+    operator = make_operator(EMOTIV_CHANNELS, TopomapConfig(resolution=16, border=border))
+    values = np.random.default_rng(0).normal(size=(7, 2, 14)) * [[3], [50]] + [[10], [-20]]
+    maps = np.full((7, 2, 16, 16), np.nan, np.float32)
+    operator.render_unit(values, maps)
+    expected = operator.render(values)
     for band in (0, 1):
-        inside = expected[:, band][:, mask]
-        np.testing.assert_allclose(
-            maps[:, band][:, mask], (inside - inside.min()) / (inside.max() - inside.min()), atol=1e-6
-        )
-    assert not maps[..., ~mask].any()
+        inside = expected[:, band][:, operator.mask]
+        wanted = (inside - inside.min()) / (inside.max() - inside.min())
+        np.testing.assert_allclose(maps[:, band][:, operator.mask], wanted, atol=2e-6)
+    assert not maps[..., ~operator.mask].any()
 
 
 def test_maps_are_the_operators_of_the_z_scores():

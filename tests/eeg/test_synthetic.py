@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from ngd_fast.eeg.dreamer import open_dreamer
+from ngd_fast.eeg.dreamer import EMOTIV_CHANNELS, open_dreamer
 from ngd_fast.eeg.pipeline import EegConfig, topomaps_from_recordings
 from ngd_fast.eeg.topomap import TopomapConfig
 from ngd_fast.synthetic.recordings import write_dreamer
-from ngd_fast.synthetic.signals import BIOSEMI_CHANNELS, EMOTIV_CHANNELS, Subject, draw_ratings
+from ngd_fast.synthetic.signals import BIOSEMI_CHANNELS, Subject, draw_ratings
 
 
 def mean_log_power(valence, arousal, low, high, seed=0):

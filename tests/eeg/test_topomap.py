@@ -3,6 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
+from ngd_fast.eeg.dreamer import EMOTIV_CHANNELS as EMOTIV
 from ngd_fast.eeg.mahnob import CHANNELS as GENEVA
 from ngd_fast.eeg.topomap import (
     TopomapConfig,
@@ -12,7 +13,6 @@ from ngd_fast.eeg.topomap import (
     project,
 )
 from ngd_fast.errors import UserError
-from ngd_fast.synthetic.signals import EMOTIV_CHANNELS as EMOTIV
 
 mne = pytest.importorskip("mne")
 
