@@ -1,5 +1,6 @@
-// Chooses the instruction set when it is first needed.
+// Chooses the instruction set when it is first needed: NGD_FAST_CPU_ISA, or the best that this machine has.
 #include <atomic>
+#include <cstdlib>
 #include <stdexcept>
 
 #include "objective_cpu.h"
@@ -20,8 +21,18 @@ const Kernels* find(const std::string& name) {
   return name.empty() || name == "baseline" ? &baseline_kernels : nullptr;
 }
 
+const Kernels* require(const std::string& name, const char* asked_by) {
+  const Kernels* found = find(name);
+  if (found) return found;
+  std::string has;
+  for (const char* other : {"avx512", "avx2", "baseline"})
+    if (find(other)) has += (has.empty() ? "" : ", ") + std::string(other);
+  throw std::invalid_argument(asked_by + name + ": this machine has " + has);
+}
+
 std::atomic<const Kernels*>& current() {
-  static std::atomic<const Kernels*> chosen{find("")};
+  const char* wanted = std::getenv("NGD_FAST_CPU_ISA");
+  static std::atomic<const Kernels*> chosen{require(wanted ? wanted : "", "NGD_FAST_CPU_ISA=")};
   return chosen;
 }
 
@@ -30,9 +41,7 @@ std::atomic<const Kernels*>& current() {
 const Kernels& kernels() { return *current().load(std::memory_order_relaxed); }
 
 void use_instruction_set(const std::string& name) {
-  const Kernels* found = find(name);
-  if (!found) throw std::invalid_argument("name: this machine has no instruction set '" + name + "'");
-  current().store(found);
+  current().store(require(name, "instruction set "));
 }
 
 }  // namespace ngd_fast::cpu

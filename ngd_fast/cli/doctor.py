@@ -66,7 +66,8 @@ def collect() -> dict:
     if not reasons["cpu"]:
         from ngd_fast import _C
 
-        instruction_set = _C.instruction_set()
+        held = " (held to it by NGD_FAST_CPU_ISA)" if os.environ.get("NGD_FAST_CPU_ISA") else ""
+        instruction_set = _C.instruction_set() + held
     optional = {
         name: _version(*distributions) or f"absent: pip install 'ngd-fast[{extra}]'"
         for name, (distributions, extra) in _OPTIONAL.items()

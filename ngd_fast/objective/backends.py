@@ -40,11 +40,15 @@ def _load_cpu() -> str:
     if reason:
         return reason
     try:
-        importlib.import_module("ngd_fast._C")  # registers the operators; needs torch's libraries, imported above
+        extension = importlib.import_module("ngd_fast._C")  # registers the operators; needs torch, imported above
     except ImportError as error:
         return f"ngd_fast._C does not load: {error}"
     if not all(hasattr(torch.ops.ngd_fast, name) for name in ("objective", "stem_fwd")):
         return "ngd_fast._C is older than this source; build again: pip install --no-build-isolation ."
+    try:
+        extension.instruction_set()
+    except ValueError as error:  # the environment asks for one that this machine lacks
+        return str(error)
     return ""
 
 

@@ -33,6 +33,14 @@ def test_json_agrees_with_the_package():
     assert report["versions"]["python"] == ".".join(map(str, sys.version_info[:3]))
 
 
+def test_the_instruction_set_of_the_environment():
+    report = json.loads(doctor("--json", NGD_FAST_CPU_ISA="baseline"))
+    assert report["devices"]["instruction set of the C++ backend"] == "baseline (held to it by NGD_FAST_CPU_ISA)"
+    report = json.loads(doctor("--json", NGD_FAST_CPU_ISA="avx9"))
+    assert report["fastest"] != "cpu"
+    assert re.fullmatch(r"NGD_FAST_CPU_ISA=avx9: this machine has .*baseline", report["backends"]["cpu"])
+
+
 def test_tables_name_every_backend_and_the_reason():
     text = doctor(CUDA_VISIBLE_DEVICES="")
     for name in backends.NAMES:
