@@ -40,6 +40,10 @@ _BLOCK = 512
     "--margin", type=click.FloatRange(0, 2),
     help="With --detect: room on every side of a face's box, as a share of the box's longer side.  [default: 0]",
 )  # fmt: skip
+@click.option(
+    "--precision", type=click.Choice(["auto", "fp32", "bf16"]), default="auto", show_default=True,
+    help="Arithmetic of the network; auto: bfloat16 on a CPU that multiplies it, else float32.",
+)  # fmt: skip
 @raw_option
 @device_option
 def command(inputs, ckpt, out, kind, image_root, img_size, skip_bad, detect, all_faces, margin, raw, device, **options):

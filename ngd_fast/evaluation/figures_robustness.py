@@ -16,9 +16,8 @@ def corruption_figure(scores: Mapping[str, Mapping]):
         for axis, name in zip(axes, names):
             for k, (label, made) in enumerate(scores.items()):
                 values = [made["clean"]["accuracy"], *made["corruptions"][name]["accuracy"]]
-                line = LINES[k % len(LINES)]
-                axis.plot(range(len(values)), values, line, color=color_of(k), marker=MARKERS[k % len(MARKERS)], ms=3.5,
-                          lw=1.4, label=label)  # fmt: skip
+                style = {"color": color_of(k), "ls": LINES[k % len(LINES)], "marker": MARKERS[k % len(MARKERS)]}
+                axis.plot(range(len(values)), values, ms=3.5, lw=1.4, label=label, **style)
             axis.set(title=name.replace("_", " "), ylim=(0, 1), xticks=range(6))
         for axis in axes[len(names) :]:
             axis.remove()

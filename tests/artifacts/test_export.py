@@ -123,3 +123,53 @@ def test_nothing_asked_for(student_file, capsys):
         main(["export", str(student_file)])
     assert stop.value.code == 2
     assert "give --onnx, --torch-export or --model-card" in capsys.readouterr().err
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    rng = np.random.default_rng(0)
+    path = tmp_path_factory.mktemp("faces") / "faces.npz"
+    images = rng.integers(0, 256, (60, 40, 40), dtype=np.uint8)
+    Faces(images=images, labels=np.arange(60) % 8, names=list(map(str, range(60)))).save(path)
+    return path
+
+
+def test_int8_is_close_and_says_what_it_costs(student_file, labelled, onnx_file, tmp_path, capsys):
+    import onnx
+    import onnxruntime
+
+    path = tmp_path / "int8.onnx"
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(student_file), "--onnx", str(path), "--int8", str(labelled)])
+    assert stop.value.code == 0
+    said = capsys.readouterr().err
+    assert "int8 fitted on 30 faces; on the 30 others" in said
+    assert "95 % interval" in said
+    model = onnx.load(path)
+    properties = {p.key: p.value for p in model.metadata_props}
+    assert json.loads(properties["ngd_fast"])["precision"] == "int8"
+    weights = {i.name: i.data_type for i in model.graph.initializer}
+    assert sum(kind == onnx.TensorProto.INT8 for kind in weights.values()) >= 20, "every convolution"
+    assert path.stat().st_size < 0.5 * onnx_file.stat().st_size
+    images = np.repeat(np.load(labelled)["images"][..., None], 3, axis=3)
+    logits = [
+        onnxruntime.InferenceSession(f, providers=["CPUExecutionProvider"]).run(["logits"], {"images": images})[0]
+        for f in (onnx_file, path)
+    ]
+    assert 0 < np.abs(logits[0] - logits[1]).max() < 0.2 * np.abs(logits[0]).max()
+
+
+def test_int8_with_what_it_does_not_go_with(student_file, labelled, tmp_path, capsys):
+    out = tmp_path / "x.onnx"
+    for extra in (["--half", "--onnx", str(out)], ["--torch-export", str(out)]):
+        with pytest.raises(SystemExit) as stop:
+            main(["export", str(student_file), "--int8", str(labelled), *extra])
+        assert stop.value.code == 2
+        assert "--int8 goes with --onnx alone" in capsys.readouterr().err
+    few = tmp_path / "few.npz"
+    Faces.load(labelled).subset(np.arange(1)).save(few)
+    with pytest.raises(SystemExit) as stop:
+        main(["export", str(student_file), "--int8", str(few), "--onnx", str(out)])
+    assert stop.value.code == 2
+    assert "holds 1 faces" in capsys.readouterr().err
+    assert not out.exists()

