@@ -26,6 +26,7 @@ _COMMANDS = {
     "verify": ("verify", "Check a run's checksums and re-derive its tables."),
     "export": ("export", "Export a student to ONNX or torch.export."),
     "predict": ("predict", "Classify images, folders or CSV lists of faces."),
+    "predict-video": ("predict_video", "Classify the faces in a video, linked and smoothed over its frames."),
     "bench": ("bench", "Measure this machine: objective, feeds, training step."),
 }
 
