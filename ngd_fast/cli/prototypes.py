@@ -18,7 +18,9 @@ def _source(function):
             show_default=True,
             help="Whose windows: of the teacher's validation subjects (the paper's way), its training ones, or all.",
         ),
-        click.option("--maps", required=True, type=click.Path(), help="Topomaps (*_topomaps_all.npz)."),
+        click.option(
+            "--maps", required=True, multiple=True, type=click.Path(), help="Topomaps; repeatable, as for the teacher."
+        ),
         click.option("--teacher", required=True, type=click.Path(), help="A teacher's run folder or safetensors file."),
     ):
         function = option(function)

@@ -16,7 +16,13 @@ def _options(function: Callable) -> Callable:
         click.option("--set", "overrides", multiple=True, metavar="KEY=VALUE", help="Change one setting; repeatable."),
         click.option("--config", "config_path", type=click.Path(dir_okay=False), help="Settings as YAML."),
         click.option("--support", type=click.Path(), help="Topomaps without ratings (MAHNOB-HCI): consistency only."),
-        click.option("--maps", required=True, type=click.Path(), help="Labelled topomaps (*_topomaps_all.npz)."),
+        click.option(
+            "--maps",
+            required=True,
+            multiple=True,
+            type=click.Path(),
+            help="Labelled topomaps (*_topomaps_all.npz); repeatable, for several datasets at once.",
+        ),
     ):
         function = option(function)
     return function
@@ -79,6 +85,8 @@ def crossval(maps, support, folds, seeds, out, config_path, overrides, device, f
     _print_folds(metrics)
     _print_metrics(metrics["pooled"], "All test windows at once")
     _print_summary(metrics["summary"], len(metrics["seeds"]))
+    if "datasets" in metrics:
+        _print_datasets(metrics["datasets"])
     click.echo(out)
 
 
@@ -112,6 +120,21 @@ def _print_folds(metrics: dict) -> None:
         for fold in metrics["folds"]
     ]
     print_table(["fold (subjects)", *names], rows, title="CCC of valence / arousal on each fold's test subjects")
+
+
+def _print_datasets(datasets: dict) -> None:
+    from ngd_fast.console import print_table
+
+    rows = [
+        [f"{name}, {what}", method]
+        + ["{:.3f} / {:.3f}".format(*(block[d][metric] for d in ("valence", "arousal"))) for metric in ("ccc", "rmse")]
+        for name, parts in datasets.items()
+        for what, blocks in parts.items()
+        for method, block in blocks.items()
+    ]
+    print_table(
+        ["tested on", "", "CCC v/a", "RMSE v/a"], rows, title="By dataset; the teacher's is the mean over seeds"
+    )
 
 
 def _print_summary(summary: dict, seeds: int) -> None:

@@ -1,13 +1,13 @@
 """From a trained teacher and a file of topomaps to a bank."""
 
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 
-from ngd_fast.artifacts.files import sha256
-from ngd_fast.eeg.manifest import Topomaps
+from ngd_fast.eeg.join import load_maps
 from ngd_fast.errors import UserError
 from ngd_fast.prototypes.analysis import rating_levels, silhouette
 from ngd_fast.prototypes.bank import PrototypeBank
@@ -19,7 +19,7 @@ SPLITS = ("validation", "train", "all")
 
 def rated_features(
     teacher_path: str | Path,
-    maps_path: str | Path,
+    maps_path: str | Path | Sequence[str | Path],
     *,
     split: Literal["validation", "train", "all"] = "validation",
     device: str = "cpu",
@@ -34,16 +34,17 @@ def rated_features(
     if split not in SPLITS:
         raise ValueError(f"split: must be one of {', '.join(SPLITS)}, got {split!r}")
     teacher, meta = load_teacher(teacher_path, device=device)
-    maps = Topomaps.load(maps_path)
-    maps_sha256 = sha256(maps_path)
+    maps, maps_sha256, _ = load_maps(maps_path)
     if split != "all" and maps_sha256 != meta["maps_sha256"]:
         raise UserError(
-            f"{maps_path}: not the file this teacher was trained on, so its {split} subjects are unknown there;"
-            " give that file, or --split all"
+            f"{_said(maps_path)}: not what this teacher was trained on, so its {split} subjects are unknown there;"
+            " give that file (or those files, in that order), or --split all"
         )
     rows = maps.labelled if split == "all" else maps.labelled & np.isin(maps.subject, meta[f"{split}_subjects"])
     if not rows.any():
-        raise UserError(f"{maps_path}: no window has both valence and arousal ({split}); prototypes need ratings")
+        raise UserError(
+            f"{_said(maps_path)}: no window has both valence and arousal ({split}); prototypes need ratings"
+        )
     # Standardisation by subject and context take all of a subject's windows, rated or not, as in training.
     _, features = embed(teacher, meta, maps, device=device)
     ratings = np.stack([maps.valence, maps.arousal], axis=1)[rows]
@@ -58,9 +59,13 @@ def rated_features(
     return features[rows], ratings, origin
 
 
+def _said(paths) -> str:
+    return str(paths) if isinstance(paths, (str, Path)) else ", ".join(map(str, paths))
+
+
 def build_bank(
     teacher_path: str | Path,
-    maps_path: str | Path,
+    maps_path: str | Path | Sequence[str | Path],
     *,
     split: Literal["validation", "train", "all"] = "validation",
     grid: int = 5,

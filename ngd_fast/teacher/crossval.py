@@ -1,12 +1,12 @@
 """Cross-validation of the teacher over subjects and seeds, beside trivial baselines."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ngd_fast.artifacts.files import require_free, save_npz, sha256, write_json, write_sums, write_text
+from ngd_fast.artifacts.files import require_free, save_npz, write_json, write_sums, write_text
 from ngd_fast.config import build_config, dump_config
 from ngd_fast.console import progress, say
 from ngd_fast.eeg.manifest import Topomaps
@@ -16,7 +16,7 @@ from ngd_fast.teacher.config import TeacherConfig
 from ngd_fast.teacher.inputs import predict, prepare_inputs
 from ngd_fast.teacher.metrics import evaluate_va
 from ngd_fast.teacher.run import load_labelled, load_support
-from ngd_fast.teacher.splits import Split, kfold, leave_one_out, save_splits
+from ngd_fast.teacher.splits import Split, fixed_split, kfold, leave_one_out, save_splits
 from ngd_fast.teacher.training import train_teacher
 
 
@@ -110,8 +110,50 @@ def summarize(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:
     return summary
 
 
+def evaluate_datasets(
+    maps: Topomaps, rows: Mapping[str, np.ndarray], predictions: Mapping[str, np.ndarray]
+) -> dict[str, dict[str, Any]]:
+    """{dataset: {method: {dimension: {"ccc", "rmse"}}}} of what was predicted; the teacher's is the mean over seeds."""
+    target = np.stack([maps.valence, maps.arousal], axis=1)
+    result: dict[str, dict[str, Any]] = {}
+    for dataset, own in rows.items():
+        blocks = {}
+        for method in ("teacher", *BASELINES):
+            members = [va for name, va in predictions.items() if name.startswith(method)]
+            tested = own[np.isfinite(members[0][own]).all(axis=1)]
+            found = [evaluate_va(va[tested], target[tested], maps.subject[tested], bootstrap=0) for va in members]
+            blocks[method] = {
+                d: {k: float(np.mean([f[d][k] for f in found])) for k in ("ccc", "rmse")}
+                for d in ("valence", "arousal")
+            }
+        result[dataset] = blocks
+    return result
+
+
+def _across_datasets(maps: Topomaps, rows: Mapping[str, np.ndarray], predictions, folds, config, **options):
+    """{dataset: {how: evaluate_datasets}}: trained on folds of all, on folds of its own, and on the others alone."""
+    result = {name: {"trained on all": block} for name, block in evaluate_datasets(maps, rows, predictions).items()}
+    crossed = []
+    for name, own in rows.items():
+        alone = maps.subset(own)
+        _, within = cross_validate(alone, make_splits(alone, folds, config), config, **options)
+        whole = {name: np.arange(len(own))}
+        result[name]["trained on it"] = evaluate_datasets(alone, whole, within)[name]
+        test = np.unique(maps.subject[own][maps.labelled[own]])
+        rest = np.setdiff1d(maps.subject[maps.labelled], test)
+        train, validation = rest, ()
+        if config.choice == "best":
+            chosen = fixed_split(rest, fraction=config.split.validation_fraction, seed=config.split.seed)
+            train, validation = chosen.train, chosen.validation
+        crossed.append(Split(f"to {name}", tuple(train), tuple(validation), tuple(test)))
+    _, across = cross_validate(maps, crossed, config, **options)
+    for name, block in evaluate_datasets(maps, rows, across).items():
+        result[name]["trained on the others"] = block
+    return result
+
+
 def run_crossval(
-    maps_path: str | Path,
+    maps_path: str | Path | Sequence[str | Path],
     out: str | Path,
     config: TeacherConfig,
     *,
@@ -121,16 +163,23 @@ def run_crossval(
     device: str = "cpu",
     figures: bool = True,
 ) -> dict[str, Any]:
-    """:func:`cross_validate` a file and write config.yaml, splits.json, metrics.json, predictions.npz, viz/, sums."""
+    """:func:`cross_validate` a file and write config.yaml, splits.json, metrics.json, predictions.npz, viz/, sums.
+
+    Several files are joined (:func:`~ngd_fast.eeg.join.load_maps`). ``metrics["datasets"]`` then says of each how it
+    fares when the teacher is trained on folds of all, on folds of it alone, and on the other datasets alone.
+    """
     out = Path(out)
     require_free(out)
-    maps = load_labelled(maps_path)
+    maps, maps_sha256, datasets = load_labelled(maps_path)
     support = load_support(support_path, maps)
     splits = make_splits(maps, folds, config)
     out.mkdir(parents=True, exist_ok=True)  # what cannot be written is told before the work, not after it
     metrics, predictions = cross_validate(maps, splits, config, seeds=seeds, support=support, device=device)
     histories = metrics.pop("histories")
-    metrics |= {"scheme": str(folds), "maps_sha256": sha256(maps_path), "summary": summarize(metrics)}
+    metrics |= {"scheme": str(folds), "maps_sha256": maps_sha256, "summary": summarize(metrics)}
+    if len(datasets) > 1:
+        options = {"seeds": seeds, "support": support, "device": device}
+        metrics["datasets"] = _across_datasets(maps, datasets, predictions, folds, config, **options)
     write_text(out / "config.yaml", dump_config(config))
     save_splits(out / "splits.json", str(folds), splits)
     write_json(out / "metrics.json", metrics)

@@ -1,6 +1,7 @@
 """A training run's folder: configuration, weights, splits, metrics, log, TensorBoard, checksums."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from ngd_fast.artifacts.files import require_free, sha256, write_json, write_sums, write_text
 from ngd_fast.config import dump_config
 from ngd_fast.console import say
+from ngd_fast.eeg.join import load_maps
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.errors import UserError
 from ngd_fast.teacher.baselines import evaluate_baselines
@@ -20,14 +22,17 @@ from ngd_fast.teacher.splits import fixed_split, save_splits
 from ngd_fast.teacher.training import TrainingResult, train_teacher
 
 
-def load_labelled(path: str | Path) -> Topomaps:
-    """Topomaps with at least one rating; UserError otherwise."""
-    maps = Topomaps.load(path)
-    if not maps.labelled.any():
-        raise UserError(
-            f"{path}: none of its {len(maps)} windows has valence and arousal; give it as --support instead"
-        )
-    return maps
+def load_labelled(paths: str | Path | Sequence[str | Path]) -> tuple[Topomaps, str, dict[str, np.ndarray]]:
+    """:func:`~ngd_fast.eeg.join.load_maps` of files with at least one rating each; UserError otherwise."""
+    maps, checksum, rows = load_maps(paths)
+    files = [paths] if isinstance(paths, (str, Path)) else paths
+    for path, own in zip(files, rows.values()):
+        if not maps.labelled[own].any():
+            raise UserError(
+                f"{path}: none of its {len(own)} windows has valence and arousal; "
+                "give it as --support instead"
+            )
+    return maps, checksum, rows
 
 
 def load_support(path: str | Path | None, maps: Topomaps) -> Topomaps | None:
@@ -49,7 +54,7 @@ def load_support(path: str | Path | None, maps: Topomaps) -> Topomaps | None:
 
 
 def run_training(
-    maps_path: str | Path,
+    maps_path: str | Path | Sequence[str | Path],
     out: str | Path,
     config: TeacherConfig,
     *,
@@ -65,7 +70,7 @@ def run_training(
     """
     out = Path(out)
     require_free(out)
-    maps = load_labelled(maps_path)
+    maps, maps_sha256, _ = load_labelled(maps_path)
     support = load_support(support_path, maps)
     chosen = config.split
     split = fixed_split(
@@ -79,7 +84,7 @@ def run_training(
     meta = {
         "band_names": [str(band) for band in maps.bands],
         "input": config.input.model_dump(mode="json"),
-        "maps_sha256": sha256(maps_path),
+        "maps_sha256": maps_sha256,
         "support_sha256": sha256(support_path) if support_path is not None else None,
         "train_subjects": list(split.train),
         "validation_subjects": list(split.validation),

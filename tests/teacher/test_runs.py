@@ -19,6 +19,7 @@ from ngd_fast.teacher.inputs import embed
 from ngd_fast.teacher.metrics import evaluate_va
 from ngd_fast.teacher.network import load_teacher
 from ngd_fast.teacher.run import run_training
+from tests.teacher.conftest import make_maps
 
 QUICK = [
     "optimizer.epochs=3",
@@ -122,6 +123,30 @@ def test_the_command_line_trains_and_cross_validates(saved, tmp_path):
     assert result.exit_code == 0, result.output
     assert "fold1 (4)" in result.output and "2 seed(s)" in result.output
     assert (tmp_path / "cv" / "viz" / "predicted_vs_rated.png").stat().st_size > 5000
+
+
+def test_several_datasets_are_one_and_each_is_reported_by_itself(maps, saved, quick, tmp_path):
+    other = make_maps(subjects=4, seed=5, first_subject=1)
+    other.save(tmp_path, "other")
+    files = [saved[0], tmp_path / "other_topomaps_all.npz"]
+    config = quick.model_copy(update={"choice": "last"})
+    metrics = run_crossval(files, tmp_path / "cv", config, folds=2, seeds=[1], figures=False)
+    a, b = metrics["datasets"]
+    assert (a, b) == ("made", "other")
+    for name in (a, b):
+        assert list(metrics["datasets"][name]) == ["trained on all", "trained on it", "trained on the others"]
+        for blocks in metrics["datasets"][name].values():
+            assert list(blocks) == ["teacher", "mean", "ridge", "extra_trees"]
+    # The same patterns in both: ridge learns them from either.
+    assert metrics["datasets"][b]["trained on the others"]["ridge"]["valence"]["ccc"] > 0.5
+    tested = [subject for fold in metrics["folds"] for subject in fold["test"]]
+    assert sorted(tested) == [*range(1, 9), 11, 12, 13, 14]
+    run_training(files, tmp_path / "run", config, figures=False)
+    bank = build_bank(tmp_path / "run", files)
+    validation = read_json(tmp_path / "run" / "splits.json")["splits"][0]["validation"]
+    assert bank.meta["subjects"] == validation
+    with pytest.raises(UserError, match=r"not what this teacher was trained on.*those files, in that order"):
+        build_bank(tmp_path / "run", files[::-1])
 
 
 def test_a_run_is_not_overwritten_and_one_that_cannot_start_leaves_nothing(support, saved, tmp_path):
