@@ -188,9 +188,9 @@ def plain_step(how: str, inputs: Inputs, batch: Callable[[], tuple[Tensor, Tenso
 
 def _our_step(way: Way, config, inputs: Inputs) -> _timing.Call:
     from ngd_fast.faces.feeds import Batch
-    from ngd_fast.student.graph import StepRunner
     from ngd_fast.student.schedule import schedule_table
     from ngd_fast.student.step import StudentStep
+    from ngd_fast.student.step_runner import StepRunner
 
     device = inputs.device
     students = [inputs.network(inputs.arch) for _ in range(way.students)]

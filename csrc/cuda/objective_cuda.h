@@ -2,11 +2,13 @@
 // seconds.
 //
 // Which kernels run (B rows, D features, C classes, K prototypes):
-// - small: D=256, C<=8, K<=32, not float64, and B small enough that the features and their gradients fit the shared
-//   memory of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch does everything.
-// - large: D=256, C<=8, K<=32: prepare, class sums, rows; three launches that overlap. Similarities and gradients
-//   by tensor cores for bfloat16 and float16 features, by FFMA for float32 (TF32 would miss the 1e-5 asked for).
-// - general: every other shape up to D=2048, C=64, K=256, and float64: prepare, class sums, class gradients, rows.
+// - small (objective_small.cu): D=256, C<=8, K<=32, not float64, and B small enough that the features and their
+//   gradients fit the shared memory of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch.
+// - large (objective_sums.cu, objective_rows.cu): D=256, C<=8, K<=32: prepare, class sums, rows; three launches that
+//   overlap. Similarities and gradients by tensor cores for bfloat16 and float16 features, by FFMA for float32 (TF32
+//   would miss the 1e-5 asked for).
+// - general (objective_sums.cu, objective_general.cu): every other shape up to D=2048, C=64, K=256, and float64:
+//   prepare, class sums, class gradients, rows.
 //
 // Floor of the large path at B=262,144, bfloat16, D=256: the features are read twice, because D-Geo's gradient of any
 // row needs the sums over all of them, and the gradient is written once: 3 x 134 MB; logits, teacher, target, labels

@@ -80,8 +80,8 @@ def train(config, out, resume, overrides, **options):
     ngd-fast student train --config B3 --train ferplus_train.npz --valid ferplus_valid.npz \\
         --bank prototypes_5x5.npz --teacher outs/vision_teacher --out outs/B3_seed1
     """
+    from ngd_fast.cli.student_output import print_metrics
     from ngd_fast.student.config import load_student_config
-    from ngd_fast.student.report import print_metrics
     from ngd_fast.student.run import train_student
 
     metrics = train_student(load_student_config(config, overrides_of(options, overrides)), out, resume=resume)

@@ -1,4 +1,8 @@
-"""From a configuration to a finished run folder: load what it names, train, evaluate, write."""
+"""From a configuration to a finished run folder: load what it names, train, evaluate, write.
+
+Called by ``ngd-fast student train`` and, for several runs, by ``suite``; makes the ``Session`` s and hands them to
+``Trainer``.
+"""
 
 import contextlib
 from collections.abc import Sequence

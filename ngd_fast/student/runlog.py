@@ -1,4 +1,7 @@
-"""What a training leaves to read: one JSON object a line in log.jsonl, and TensorBoard's events."""
+"""What a training leaves to read: one JSON object a line in log.jsonl, and TensorBoard's events.
+
+Written by ``Session`` at each epoch's end, read by ``ngd-fast report``.
+"""
 
 import json
 import math

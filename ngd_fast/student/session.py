@@ -1,4 +1,7 @@
-"""One student in training: its step, its run folder, its best epoch."""
+"""One student in training: its step, its run folder, its best epoch.
+
+What a student keeps between the ``Trainer``'s epochs, and all that it writes; the loop is not here, nor the arithmetic.
+"""
 
 import contextlib
 import copy

@@ -1,8 +1,8 @@
-"""One step of training: forward, objective, backward, clipping, AdamW.
+"""One step of training: forward, objective, backward, clipping, AdamW. Run by ``StepRunner``, for one student.
 
 Everything that changes from step to step (learning rate, D-Geo's weight, step counter, the terms of the last steps)
 lies in device tensors that are changed in place, so that a step asks the device nothing and can be captured as one CUDA
-graph (:mod:`ngd_fast.student.graph`); without a graph the same lines run as they are.
+graph (:mod:`ngd_fast.student.step_runner`); without a graph the same lines run as they are.
 """
 
 from collections.abc import Sequence

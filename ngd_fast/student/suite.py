@@ -1,4 +1,7 @@
-"""Several runs as one suite: the ablation B0 to B3, and the paper's sweeps. Finished runs are kept, others continue."""
+"""Several runs as one suite: the ablation B0 to B3, and the paper's sweeps. Finished runs are kept, others continue.
+
+The outermost part of a training: decides which runs, and calls ``run`` for each, or for several side by side.
+"""
 
 import os
 from collections.abc import Sequence

@@ -1,4 +1,7 @@
-"""The loop: epochs of steps over one feed, for one student or for several that see the same batches."""
+"""The loop: epochs of steps over one feed, for one student or for several that see the same batches.
+
+Made by ``run``; drives ``StepRunner`` and tells each student's ``Session`` when to look, to validate and to save.
+"""
 
 import contextlib
 import itertools
@@ -14,10 +17,10 @@ from ngd_fast.errors import UserError
 from ngd_fast.faces.feeds import Feed
 from ngd_fast.faces.resident import ResidentFeed
 from ngd_fast.student.distributed import Ranks
-from ngd_fast.student.graph import StepRunner
 from ngd_fast.student.kd_teacher import Teacher
 from ngd_fast.student.schedule import train_image_size
 from ngd_fast.student.session import Session
+from ngd_fast.student.step_runner import StepRunner
 
 
 class Trainer:

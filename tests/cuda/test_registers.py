@@ -12,9 +12,9 @@ import pytest
 
 CSRC = Path(__file__).resolve().parents[2] / "csrc"
 FAST = {
-    "rows": ("rows_mma", "rows_ffma"),
-    "class_sums": ("prepare", "class_sums_256", "export_sums", "scale"),
-    "small": ("small_objective",),
+    "objective_rows": ("rows_mma", "rows_ffma"),
+    "objective_sums": ("prepare", "class_sums_256", "export_sums", "scale"),
+    "objective_small": ("small_objective",),
     "stem_forward": ("stem_moments", "stem_prepare", "stem_pool"),
     "stem_backward": ("stem_products", "stem_finish"),
 }

@@ -19,7 +19,7 @@ from ngd_fast.config import dump_config
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import make_feed
-from ngd_fast.student import graph, run, session
+from ngd_fast.student import run, session, step_runner
 from ngd_fast.student.config import FeedConfig
 from ngd_fast.student.distributed import Ranks
 from ngd_fast.student.inference import predict
@@ -131,7 +131,7 @@ def test_graphs_train_the_same_and_their_making_is_no_training(grown, kind, tmp_
     """With a "graph" that runs its step line by line when replayed, and takes half a second to make."""
     config, folder, _ = grown
     monkeypatch.setattr(run, "_on", lambda name, *args, **options: name == "cuda_graph")
-    monkeypatch.setattr(graph, "_aside", contextlib.nullcontext)
+    monkeypatch.setattr(step_runner, "_aside", contextlib.nullcontext)
     made = []
 
     def record(step):
@@ -139,7 +139,7 @@ def test_graphs_train_the_same_and_their_making_is_no_training(grown, kind, tmp_
         made.append(step)
         return SimpleNamespace(replay=step)
 
-    monkeypatch.setattr(graph, "_record", record)
+    monkeypatch.setattr(step_runner, "_record", record)
     begin = time.perf_counter()
     metrics = train_student(config.model_copy(update={"feed": FeedConfig(kind=kind)}), tmp_path / "run")
     elapsed = time.perf_counter() - begin

@@ -11,9 +11,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ngd_fast.objective import functional, reference
 from ngd_fast.student.config import CEConfig, OptimizerConfig, load_student_config
-from ngd_fast.student.graph import StepRunner, restore, snapshot
 from ngd_fast.student.schedule import learning_rate, schedule_table
 from ngd_fast.student.step import TERMS, class_weights
+from ngd_fast.student.step_runner import StepRunner, restore, snapshot
 
 
 def test_class_weights_are_mild_and_average_to_one():

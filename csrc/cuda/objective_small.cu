@@ -3,7 +3,7 @@
 // blocks.
 #include <atomic>
 
-#include "ffma.cuh"
+#include "objective_ffma.cuh"
 
 namespace ngd_fast {
 namespace {

@@ -7,7 +7,7 @@
 // Vectors of 256 lie in shared memory in "slot" order, in which a lane's 8 consecutive columns are two 16-byte words,
 // one in each half, and no access has bank conflicts.
 #pragma once
-#include "terms.cuh"
+#include "objective_terms.cuh"
 
 namespace ngd_fast {
 

@@ -1,4 +1,7 @@
-"""Runs training steps: line by line, or as one CUDA graph that holds the whole step of one or several students."""
+"""Runs training steps: line by line, or as one CUDA graph that holds the whole step of one or several students.
+
+Between ``Trainer``, which says when, and ``StudentStep``, which says what.
+"""
 
 import time
 from collections.abc import Callable, Iterator, Sequence

@@ -1,6 +1,6 @@
-// Stage 1 of the large and general paths: prepare (zeroes, norms of the prototypes), then the sums over rows that every
-// row's gradient needs: per class S, n and q for D-Geo, per class the number of targets for the mean of the
-// cross-entropy.
+// Stage 1 of the large path (objective_rows.cu follows) and of the general one (objective_general.cu): prepare (zeroes,
+// norms of the prototypes), then the sums over rows that every row's gradient needs: per class S, n and q for D-Geo, per
+// class the number of targets for the mean of the cross-entropy.
 #include <atomic>
 
 #include "workspace.cuh"

@@ -9,9 +9,9 @@ import torch
 from ngd_fast.faces.augment import AugmentConfig
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import make_feed
-from ngd_fast.student import graph
-from ngd_fast.student.graph import StepRunner
+from ngd_fast.student import step_runner
 from ngd_fast.student.kd_teacher import CachedTeacher
+from ngd_fast.student.step_runner import StepRunner
 
 CPU = torch.device("cpu")
 CASES = {
@@ -101,8 +101,8 @@ def test_batches_made_in_the_step_train_the_same_weights(make_runner, case, firs
 @pytest.fixture
 def graphs_without_a_gpu(monkeypatch):
     """A "graph" that runs its step line by line when replayed: what surrounds a capture is what is tested."""
-    monkeypatch.setattr(graph, "_aside", nullcontext)
-    monkeypatch.setattr(graph, "_record", lambda step: SimpleNamespace(replay=step))
+    monkeypatch.setattr(step_runner, "_aside", nullcontext)
+    monkeypatch.setattr(step_runner, "_record", lambda step: SimpleNamespace(replay=step))
 
 
 @pytest.mark.parametrize("case", [CASES["one student"], CASES["accumulation"]], ids=["one student", "accumulation"])

@@ -1,6 +1,6 @@
 // The general path's last two stages, for any shape and for float64: D-Geo's class vectors, a warp for each class, then
 // the rows, a warp for each. Correct everywhere before fast: features are read from cache once for every 8 prototypes.
-#include "terms.cuh"
+#include "objective_terms.cuh"
 
 namespace ngd_fast {
 namespace {

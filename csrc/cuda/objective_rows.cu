@@ -1,7 +1,7 @@
 // Last stage of the large path, D=256, C<=8, K<=32: every row's terms and gradients. A persistent grid; each block
 // first derives D-Geo's class vectors from the class sums, then takes rows from the end of the batch on: those were
 // read last. bfloat16 and float16 features go through the tensor cores, float32 ones through FFMA.
-#include "ffma.cuh"
+#include "objective_ffma.cuh"
 
 namespace ngd_fast {
 namespace {
