@@ -27,6 +27,7 @@ _COMMANDS = {
     "export": ("export", "Export a student to ONNX or torch.export."),
     "predict": ("predict", "Classify images, folders or CSV lists of faces."),
     "predict-video": ("predict_video", "Classify the faces in a video, linked and smoothed over its frames."),
+    "flows": ("flows", "Study coupled flows: particles on a manifold, and weights that follow them."),
     "bench": ("bench", "Measure this machine: objective, feeds, training step."),
 }
 
