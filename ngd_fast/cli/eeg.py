@@ -173,6 +173,19 @@ def show(maps, out, subject):
         click.echo(path)
 
 
+@command.command()
+@click.argument("maps", type=click.Path())
+@click.option("--out", type=click.Path(dir_okay=False), help="Page to write.  [default: MAPS with .html]")
+def report(maps, out):
+    """A page on the quality of MAPS: what was cut, spectra, topomaps, ratings, and the grid that they will fill."""
+    from ngd_fast.eeg.manifest import SUFFIX, Topomaps
+    from ngd_fast.eeg.report import write_report
+
+    name = Path(maps).name.removesuffix(SUFFIX)
+    out = out or Path(maps).with_name(f"{name}_quality.html")
+    click.echo(write_report(Topomaps.load(maps), out, f"EEG quality: {name}"))
+
+
 def _save(topomaps, out: str, name: str) -> None:
     import numpy as np
 

@@ -9,6 +9,7 @@ import numpy as np
 from pydantic import Field, model_validator
 
 from ngd_fast.config import Config
+from ngd_fast.eeg.ocular import OcularConfig, remove_ocular
 from ngd_fast.errors import UserError
 
 
@@ -22,6 +23,7 @@ class CleaningConfig(Config):
     notch: tuple[float, ...] = Field((), description="mains frequency and harmonics in Hz, for example [50]")
     filter_order: int = Field(4, ge=1, le=10, description="Butterworth order; run forwards and backwards, so no delay")
     resample: float | None = Field(None, ge=10, description="Hz")
+    ocular: OcularConfig = Field(OcularConfig(), description="blinks and eye movements; off unless it has a method")
     reference: Literal["average"] | tuple[str, ...] | None = Field(
         "average", description="average of all channels, or of the channels named here, at least two"
     )
@@ -49,16 +51,23 @@ def find_bad_channels(signals: np.ndarray, flat_below: float = 1e-3) -> np.ndarr
 
 
 def clean(
-    signals: np.ndarray, rate: float, channels: Sequence[str], config: CleaningConfig
-) -> tuple[np.ndarray, float]:
-    """Cleaned signals float64 [channels, samples] (uV) and their sampling rate.
+    signals: np.ndarray,
+    rate: float,
+    channels: Sequence[str],
+    config: CleaningConfig,
+    *,
+    eog: np.ndarray | None = None,
+    where: str = "signals",
+) -> tuple[np.ndarray, float, int]:
+    """Cleaned signals float64 [channels, samples] (uV), their sampling rate, and how much of the eyes was taken out.
 
     Filters run over the whole signal, forwards and backwards; short signals are padded by reflection.
     Raises UserError for an edge above half the sampling rate or a reference channel that is not there.
     """
     from scipy import signal
 
-    out = np.array(signals, np.float64)
+    with_eog = config.ocular.method is not None and eog is not None
+    out = np.vstack([signals, eog]).astype(np.float64) if with_eog else np.array(signals, np.float64)
     if config.detrend is not None:
         out = signal.detrend(out, type=config.detrend, overwrite_data=True)
     if config.band_pass is not None:
@@ -70,10 +79,14 @@ def clean(
         ratio = Fraction(config.resample / rate).limit_denominator(1000)
         out = signal.resample_poly(out, ratio.numerator, ratio.denominator, axis=1, padtype="line")
         rate = float(rate * ratio)
+    removed = 0
+    if config.ocular.method is not None:
+        eyes = out[len(channels) :] if with_eog else None
+        out, removed = remove_ocular(out[: len(channels)], eyes, rate, channels, config.ocular, where)
     if config.reference is not None:
         rows = slice(None) if config.reference == "average" else _reference_rows(channels, config.reference)
         out -= out[rows].mean(axis=0)
-    return out, rate
+    return out, rate, removed
 
 
 @lru_cache

@@ -20,12 +20,14 @@ from ngd_fast.eeg.channels import channel_positions
 from ngd_fast.eeg.cleaning import CleaningConfig, clean, find_bad_channels, interpolation_weights
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.eeg.normalise import NormaliseConfig, z_score
+from ngd_fast.eeg.quality import Quality, mean_spectrum
 from ngd_fast.eeg.topomap import TopomapConfig, TopomapOperator, make_operator
 from ngd_fast.eeg.trials import ROW, Exclusions, Trial, TrialFault, TrialSource
 from ngd_fast.errors import UserError
 
 # Centre of the head in MNE's head coordinates (metres), as in its default sphere model.
 _HEAD_CENTRE = (0.0, 0.0, 0.04)
+_KEPT_DETAILS = 500  # lines on what was left out that the file keeps
 _HELD_BYTES = 64 << 20  # of signals that are being worked on
 
 
@@ -70,12 +72,13 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
     # A montage that does not fit is told before the work, not after it.
     operator = make_operator(reader.channels, config.topomap, reader.mender.positions)
     source.with_baseline = config.power.baseline != "none"
-    exclusions = Exclusions()
+    source.with_eog = config.cleaning.ocular.method is not None
+    exclusions, quality = Exclusions(), Quality()
     features, rows = [], []
     trials = progress(source.trials(exclusions), desc="band power", total=source.count, unit="trial")
     for trial, result in _in_parallel(reader.features, trials):
         try:
-            feature, marked = result()
+            feature, marked, done = result()
         except TrialFault as fault:
             exclusions.add(fault.reason, str(fault))
             continue
@@ -86,6 +89,7 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
         if not (usable | marked).all():
             lost = int((~usable & ~marked).sum())
             exclusions.add("windows without power", f"{trial.where}: {lost} windows hold a band without power", lost)
+        quality.add(trial, windows=int(usable.sum()), cut=int((~usable).sum()), **done)
         row = np.empty(int(usable.sum()), ROW)
         row["subject"], row["trial"], row["window"] = trial.subject, trial.trial, np.flatnonzero(usable)
         row["valence"], row["arousal"] = trial.valence, trial.arousal
@@ -95,7 +99,7 @@ def topomaps_from_recordings(source: TrialSource, config: EegConfig) -> Topomaps
         raise UserError(f"{source.name}: no usable window; left out: {exclusions}")
     features, rows = np.concatenate(features), np.concatenate(rows)
     _return_freed_memory()
-    bands, meta = list(config.power.bands), source.meta
+    bands, meta = list(config.power.bands), {**source.meta, "quality": quality.meta()}
     return draw(features, rows, reader.channels, bands, config, meta, exclusions, reader.mender, operator)
 
 
@@ -118,7 +122,7 @@ def _in_parallel(function: Callable, trials: Iterable[Trial]) -> Iterator[tuple[
             size = trial.stimulus.nbytes
             while held and sum(held_size for *_, held_size in held) + size > _HELD_BYTES:
                 yield oldest()
-            held.append((replace(trial, stimulus=None, baseline=None), pool.submit(function, trial), size))
+            held.append((replace(trial, stimulus=None, baseline=None, eog=None), pool.submit(function, trial), size))
             del trial
         while held:
             yield oldest()
@@ -167,6 +171,7 @@ def draw(
         "config": config.model_dump(mode="json"),
         "normalisation": "per subject and band, from that subject's own windows only",
         "exclusions": dict(exclusions.counts),
+        "left_out": exclusions.details[:_KEPT_DETAILS],
         "rebuilt_channels": dict(mender.rebuilt),
     }
     return Topomaps(
@@ -235,22 +240,23 @@ class _FeatureReader:
         self.mender = ChannelMender(self.channels, config, positions)
         self.device = str(pick_device(config.device))
 
-    def features(self, trial: Trial) -> tuple[np.ndarray, np.ndarray]:
-        """Features float64 [windows, channels, bands] of a trial, and bool [windows]: which touch a bad span.
+    def features(self, trial: Trial) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+        """Features float64 [windows, channels, bands] of a trial, bool [windows]: which touch a bad span, and what
+        :meth:`Quality.add` wants to know.
 
         Raises TrialFault where there are none.
         """
-        power, marked = self._power(trial, trial.stimulus, trial.bad, "stimulus", self.config.last_seconds)
+        power, marked, done = self._power(trial, trial.stimulus, trial.bad, "stimulus", self.config.last_seconds)
         baseline = None
         if self.config.power.baseline != "none":
             if trial.baseline is None:
                 raise TrialFault("trials without a baseline", f"{trial.where}: has no baseline")
-            windows, dirty = self._power(trial, trial.baseline, trial.baseline_bad, "baseline", None)
+            windows, dirty, _ = self._power(trial, trial.baseline, trial.baseline_bad, "baseline", None)
             baseline = windows[~dirty].mean(axis=0)
-        return features_of_power(power, baseline, self.config.power), marked
+        return features_of_power(power, baseline, self.config.power), marked, done
 
     def _power(self, trial: Trial, signals: np.ndarray, bad, part: str, last_seconds: float | None):
-        """Band power float64 [windows, channels, bands] of a stimulus or a baseline, and which windows are bad."""
+        """Band power float64 [windows, channels, bands] of a stimulus or a baseline, and with it what features says."""
         where, seconds = f"{trial.where}, {part}", self.config.window_seconds
         if signals.shape[1] < round(seconds * trial.rate):
             length = signals.shape[1] / trial.rate
@@ -258,8 +264,18 @@ class _FeatureReader:
                 f"{part} shorter than a window", f"{where}: {length:g} s is shorter than a window of {seconds:g} s"
             )
         signals = signals[self.picks]
-        signals = self.mender.mend(signals, find_bad_channels(signals), where)
-        cleaned, rate = clean(signals, trial.rate, self.channels, self.config.cleaning)
+        broken = find_bad_channels(signals)
+        signals = self.mender.mend(signals, broken, where)
+        eog = trial.eog if part == "stimulus" else None
+        cleaned, rate, eyes = clean(
+            signals, trial.rate, self.channels, self.config.cleaning, eog=eog, where=trial.where
+        )
+        done = {
+            "rebuilt": self.mender.channels[broken].tolist(),
+            "ocular": eyes,
+            "before": mean_spectrum(signals, trial.rate),
+            "after": mean_spectrum(cleaned, rate),
+        }
         skipped = 0 if last_seconds is None else max(0, cleaned.shape[1] - round(last_seconds * rate))
         cleaned = cleaned[:, skipped:]
         starts = split_windows(cleaned.shape[1], rate, seconds, self.config.window_overlap)
@@ -270,4 +286,4 @@ class _FeatureReader:
             marked |= (begin < last) & (end > first)
         if marked.all():
             raise TrialFault(f"{part} marked as bad", f"{where}: every window touches a span marked as bad")
-        return window_power(cleaned, rate, starts, seconds, self.config.power, self.device), marked
+        return window_power(cleaned, rate, starts, seconds, self.config.power, self.device), marked, done

@@ -44,6 +44,7 @@ class Recording:
     events: list[Event]
     bad: list[tuple[int, int]]
     names: dict[str, int] = field(default_factory=dict)
+    eog: list[int] = field(default_factory=list)
     bads: set[str] = field(default_factory=set)
     positions: dict[str, np.ndarray] | None = None
     epoch: int | None = None
@@ -53,9 +54,16 @@ class Recording:
         """float64 [channels, stop - start] in uV; NaN where the file lacks a channel or marks it bad."""
         there = [i for i, name in enumerate(channels) if name in self.names and name not in self.bads]
         out = np.full((len(channels), stop - start), np.nan)
-        if not there:
-            return out
-        picks = np.array([self.names[channels[i]] for i in there])
+        if there:
+            out[there] = self._read([self.names[channels[i]] for i in there], start, stop, scale)
+        return out
+
+    def read_eog(self, start: int, stop: int, scale: float) -> np.ndarray | None:
+        """float64 [k, stop - start] in uV of the EOG channels; None where there are none."""
+        return self._read(self.eog, start, stop, scale) if self.eog else None
+
+    def _read(self, rows: Sequence[int], start: int, stop: int, scale: float) -> np.ndarray:
+        picks = np.array(rows)
         order = np.argsort(picks)
         try:
             if self.epoch:
@@ -65,7 +73,8 @@ class Recording:
                 signals = self.data.get_data(picks=picks[order], start=start, stop=stop)
         except Exception as error:  # MNE meets a damaged file with whatever its parsing runs into
             raise UserError(f"{self.path}: cannot be read ({_brief(error)}); is it truncated?") from None
-        out[np.array(there)[order]] = signals * (1e6 * scale)
+        out = np.empty((len(picks), stop - start))
+        out[order] = signals * (1e6 * scale)
         return out
 
 
@@ -181,7 +190,9 @@ def name_channels(recording: Recording, montage: str | None, bads: str) -> None:
             recording.names[name] = pick
             if label in info["bads"]:
                 recording.bads.add(name)
-    lost = [label for name, label in zip(found, written) if not name]
+    eyes = [i for name, label, i in zip(found, written, eeg.tolist()) if not name and "EOG" in label.upper()]
+    recording.eog = [*mne.pick_types(info, meg=False, eog=True, exclude=[]).tolist(), *eyes]
+    lost = [label for name, label in zip(found, written) if not name and "EOG" not in label.upper()]
     if lost:
         say(f"{recording.path}: left out without a position: {', '.join(lost)}")
     if bads == "drop":

@@ -128,6 +128,7 @@ def source_of_rows(
                     valence=row.valence,
                     arousal=row.arousal,
                     where=row.where,
+                    eog=recording.read_eog(start, stop, scale) if source.with_eog else None,
                     bad=_within(recording.bad, start, stop),
                     baseline_bad=_within(recording.bad, *baseline) if baseline else (),
                 )

@@ -24,6 +24,7 @@ class Trial:
     baseline  float [channels, samples] in uV before it, or None
     valence, arousal   in [-1, 1], or NaN where the trial is unlabelled
     where     names the trial to a person, for messages
+    eog       float [k, samples] in uV beside the stimulus, or None
     bad, baseline_bad   spans [first, last) of samples that are marked as bad; no window touches them
     """
 
@@ -35,6 +36,7 @@ class Trial:
     valence: float
     arousal: float
     where: str
+    eog: np.ndarray | None = None
     bad: tuple[tuple[int, int], ...] = ()
     baseline_bad: tuple[tuple[int, int], ...] = ()
 
@@ -52,10 +54,12 @@ class Exclusions:
 
     def __init__(self):
         self.counts: Counter[str] = Counter()
+        self.details: list[str] = []
 
     def add(self, reason: str, detail: str, count: int = 1) -> None:
         """``reason`` is the kind of exclusion that is counted, ``detail`` the line that is printed."""
         self.counts[reason] += count
+        self.details.append(detail)
         if self.counts[reason] <= 20:
             say(f"left out: {detail}")
         elif self.counts[reason] - count <= 20:
@@ -74,7 +78,7 @@ class TrialSource:
     count     how many trials it will yield at most
     meta      JSON-able: files with their SHA-256, sampling rate, what the reader chose
     positions float64 [channels, 3] in metres, head coordinates; None: those of the configured montage
-    with_baseline   false lets the reader pass over baselines, which most configurations do not use
+    with_baseline, with_eog   false lets the reader pass over what the configuration does not use
     """
 
     name: str
@@ -84,6 +88,7 @@ class TrialSource:
     meta: Mapping[str, Any] = field(default_factory=dict)
     positions: np.ndarray | None = None
     with_baseline: bool = True
+    with_eog: bool = False
 
 
 def scale_rating(rating: float, low: float, high: float, where: str) -> float:

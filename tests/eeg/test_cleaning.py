@@ -20,7 +20,7 @@ def strength(x, edge=256):
 
 def test_everything_off_changes_nothing():
     x = np.random.default_rng(0).normal(size=(3, 500)).astype(np.float32)
-    out, rate = clean(x, 128.0, ["a", "b", "c"], OFF)
+    out, rate, _ = clean(x, 128.0, ["a", "b", "c"], OFF)
     np.testing.assert_array_equal(out, x)
     assert rate == 128.0 and out.dtype == np.float64
 
@@ -34,33 +34,33 @@ def test_input_is_left_alone():
 
 def test_detrend_takes_offset_and_slope():
     x = 4100 + np.arange(1000.0)[None] * [[1.0], [-2.0]]
-    out, _ = clean(x, 128.0, ["a", "b"], OFF.model_copy(update={"detrend": "linear"}))
+    out, *_ = clean(x, 128.0, ["a", "b"], OFF.model_copy(update={"detrend": "linear"}))
     assert np.abs(out).max() < 1e-8
-    out, _ = clean(x, 128.0, ["a", "b"], OFF.model_copy(update={"detrend": "constant"}))
+    out, *_ = clean(x, 128.0, ["a", "b"], OFF.model_copy(update={"detrend": "constant"}))
     np.testing.assert_allclose(out.mean(axis=1), 0, atol=1e-9)
 
 
 def test_band_pass_keeps_its_band_in_phase_and_takes_the_rest():
     x = tones(10, 1, 60)
-    out, _ = clean(x, 256.0, ["a", "b", "c"], OFF.model_copy(update={"band_pass": (4.0, 30.0)}))
+    out, *_ = clean(x, 256.0, ["a", "b", "c"], OFF.model_copy(update={"band_pass": (4.0, 30.0)}))
     np.testing.assert_allclose(strength(out), [1, 0, 0], atol=0.01)
     np.testing.assert_allclose(out[0, 256:-256], x[0, 256:-256], atol=0.01)
 
 
 @pytest.mark.parametrize(("edges", "kept"), [((4.0, None), [0, 1]), ((None, 4.0), [1, 0])])
 def test_one_sided_band_pass(edges, kept):
-    out, _ = clean(tones(1, 20), 256.0, ["a", "b"], OFF.model_copy(update={"band_pass": edges}))
+    out, *_ = clean(tones(1, 20), 256.0, ["a", "b"], OFF.model_copy(update={"band_pass": edges}))
     np.testing.assert_allclose(strength(out), kept, atol=0.02)
 
 
 def test_notch_takes_mains_and_leaves_its_neighbours():
-    out, _ = clean(tones(50, 40, 100), 256.0, ["a", "b", "c"], OFF.model_copy(update={"notch": (50.0, 100.0)}))
+    out, *_ = clean(tones(50, 40, 100), 256.0, ["a", "b", "c"], OFF.model_copy(update={"notch": (50.0, 100.0)}))
     np.testing.assert_allclose(strength(out), [0, 1, 0], atol=0.02)
 
 
 @pytest.mark.parametrize("target", [128.0, 200.0, 512.0])
 def test_resampling_keeps_tones_and_filters_what_would_fold_back(target):
-    out, rate = clean(tones(10, 122), 256.0, ["a", "b"], OFF.model_copy(update={"resample": target}))
+    out, rate, _ = clean(tones(10, 122), 256.0, ["a", "b"], OFF.model_copy(update={"resample": target}))
     assert rate == target and out.shape[1] == pytest.approx(8 * target, abs=1)
     assert strength(out)[0] == pytest.approx(1, abs=0.01)
     if target < 244:
@@ -71,14 +71,14 @@ def test_resampling_keeps_tones_and_filters_what_would_fold_back(target):
 
 def test_references():
     x = np.random.default_rng(0).normal(size=(3, 100))
-    average, _ = clean(x, 128.0, ["Cz", "A1", "A2"], OFF.model_copy(update={"reference": "average"}))
+    average, *_ = clean(x, 128.0, ["Cz", "A1", "A2"], OFF.model_copy(update={"reference": "average"}))
     np.testing.assert_allclose(average, x - x.mean(axis=0))
-    ears, _ = clean(x, 128.0, ["Cz", "A1", "A2"], OFF.model_copy(update={"reference": ("a1", "A2")}))
+    ears, *_ = clean(x, 128.0, ["Cz", "A1", "A2"], OFF.model_copy(update={"reference": ("a1", "A2")}))
     np.testing.assert_allclose(ears[0], x[0] - (x[1] + x[2]) / 2)
 
 
 def test_short_signals_are_filtered_too():
-    out, _ = clean(tones(10, rate=128.0, seconds=1), 128.0, ["a"], CleaningConfig(reference=None))
+    out, *_ = clean(tones(10, rate=128.0, seconds=1), 128.0, ["a"], CleaningConfig(reference=None))
     assert np.isfinite(out).all()
 
 
