@@ -84,6 +84,7 @@ def crossval(maps, support, folds, seeds, out, config_path, overrides, device, f
     )
     _print_folds(metrics)
     _print_metrics(metrics["pooled"], "All test windows at once")
+    _print_metrics(metrics["by_trial"], "Trials, the predictions of their windows averaged")
     _print_summary(metrics["summary"], len(metrics["seeds"]))
     if "datasets" in metrics:
         _print_datasets(metrics["datasets"])

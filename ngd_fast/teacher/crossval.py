@@ -45,8 +45,9 @@ def cross_validate(
     """Train ``len(splits) * len(seeds)`` teachers; no test subject's rating is looked at before its prediction.
 
     Returns (metrics, predictions). ``metrics["folds"]`` holds :func:`evaluate_va` of every fold, seed and baseline;
-    ``pooled`` the same over all test windows at once; ``mean_over_folds`` each one's CCC averaged over folds.
-    Predictions are float32 [N, 2] under "teacher_seedS" and each baseline's name, NaN for windows that were in no
+    ``pooled`` the same over all test windows at once, ``by_trial`` over trials, to which ratings belong, with the
+    predictions of their windows averaged; ``mean_over_folds`` each one's CCC averaged over folds. Predictions are
+    float32 [N, 2] under "teacher_seedS" and each baseline's name, NaN for windows that were in no
     test fold.
     """
     seeds = list(dict.fromkeys(int(seed) for seed in seeds))
@@ -78,10 +79,14 @@ def cross_validate(
             folds.append({"name": split.name, "test": list(split.test), "epochs": epochs, "metrics": blocks})
     tested = np.isfinite(predictions[names[0]]).all(axis=1)
     pooled = {name: evaluate_va(predictions[name][tested], target[tested], maps.subject[tested]) for name in names}
+    keys, trial = np.unique(np.stack([maps.subject, maps.trial], axis=1)[tested], axis=0, return_inverse=True)
+    of_trials = {name: _means(va[tested], trial.ravel()) for name, va in {"": target, **predictions}.items()}
+    by_trial = {name: evaluate_va(of_trials[name], of_trials[""], keys[:, 0]) for name in names}
     return {
         "seeds": seeds,
         "folds": folds,
         "pooled": pooled,
+        "by_trial": by_trial,
         "mean_over_folds": {
             name: {
                 dimension: float(np.mean([fold["metrics"][name][dimension]["ccc"] for fold in folds]))
@@ -91,6 +96,12 @@ def cross_validate(
         },
         "histories": histories,
     }, predictions
+
+
+def _means(values: np.ndarray, group: np.ndarray) -> np.ndarray:
+    """float64 [groups, columns]: mean of the rows of each group."""
+    sums = np.stack([np.bincount(group, weights=column) for column in values.T], axis=1)
+    return sums / np.bincount(group)[:, None]
 
 
 def summarize(metrics: dict[str, Any]) -> dict[str, dict[str, float]]:

@@ -29,8 +29,7 @@ def load_labelled(paths: str | Path | Sequence[str | Path]) -> tuple[Topomaps, s
     for path, own in zip(files, rows.values()):
         if not maps.labelled[own].any():
             raise UserError(
-                f"{path}: none of its {len(own)} windows has valence and arousal; "
-                "give it as --support instead"
+                f"{path}: none of its {len(own)} windows has valence and arousal; give it as --support instead"
             )
     return maps, checksum, rows
 

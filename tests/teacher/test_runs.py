@@ -30,6 +30,10 @@ QUICK = [
 FLAGS = [part for setting in QUICK for part in ("--set", setting)]
 
 
+def rated(maps):
+    return np.stack([maps.valence, maps.arousal], axis=1)
+
+
 @pytest.fixture(scope="module")
 def saved(maps, support, tmp_path_factory):
     folder = tmp_path_factory.mktemp("maps")
@@ -82,6 +86,11 @@ def test_cross_validation_tests_everybody_once_and_never_sees_a_test_rating(maps
     assert metrics["seeds"] == [1, 2] and len(metrics["folds"]) == number
     assert set(predictions) == {"teacher_seed1", "teacher_seed2", "mean", "ridge", "extra_trees"}
     assert all(np.isfinite(va).all() for va in predictions.values())
+    trials = [(maps.subject == s) & (maps.trial == t) for s in np.unique(maps.subject) for t in np.unique(maps.trial)]
+    means = [np.array([va[rows].mean(axis=0) for rows in trials]) for va in (predictions["ridge"], rated(maps))]
+    expected = evaluate_va(*means, np.repeat(np.unique(maps.subject), 6))
+    assert metrics["by_trial"]["ridge"]["arousal"]["rmse"] == pytest.approx(expected["arousal"]["rmse"])
+    assert metrics["by_trial"]["teacher_seed1"]["valence"]["n"] == len(trials) == 48
     # Turn the ratings of one fold's test subjects upside down: what is predicted for them stays.
     rows = np.isin(maps.subject, splits[0].test)
     flipped = replace(
