@@ -143,7 +143,7 @@ def _read_rows(path: Path, rating_range) -> list[tuple[TrialRow, str | None]]:
     lower = {str(column).strip().lower(): column for column in table.columns}
     for name in ("file", "start"):
         require_column(path, table, name, name)
-    numbers = {role: numbers_in(path, table, require_column(path, table, None, role)) for role in ("subject", "trial")}
+    numbers = {role: _numbers(path, table, require_column(path, table, None, role)) for role in ("subject", "trial")}
     rated = [name for name in ("valence", "arousal") if name in lower]
     if rated and rating_range is None:
         raise UserError(
@@ -180,6 +180,16 @@ def _read_rows(path: Path, rating_range) -> list[tuple[TrialRow, str | None]]:
         )
         rows.append((row, cell(i, "events") or None))
     return rows
+
+
+def _numbers(path: Path, table, column) -> np.ndarray:
+    """int64 [rows]: the numbers in names; names without any (``anna``) are counted in alphabetical order."""
+    names = table[column].astype(str).str.strip()
+    if table[column].isna().any() or names.str.contains(r"\d").any():
+        return numbers_in(path, table, column)
+    known, codes = np.unique(names, return_inverse=True)
+    say(f"{path}: column {column} numbered: {', '.join(f'{name} {i}' for i, name in enumerate(known, 1))}")
+    return codes + 1
 
 
 def _spans(recording: Recording, row: TrialRow):

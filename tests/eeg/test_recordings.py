@@ -253,6 +253,17 @@ def test_the_users_faults_are_one_line(row, message, tmp_path, capsys):
     assert not (tmp_path / "o").exists()
 
 
+def test_subjects_without_a_number_are_numbered(tmp_path, capsys):
+    make_raw().save(tmp_path / "a_raw.fif", verbose="error")
+    rows = ["a_raw.fif,2,6,zoe,fear,9,1", "a_raw.fif,8,12,anna,joy,9,1", "a_raw.fif,14,18,zoe,joy,9,1"]
+    _, trials, _ = read_all(write_table(tmp_path / "t.csv", rows))
+    assert [(t.subject, t.trial) for t in trials] == [(2, 1), (1, 2), (2, 2)]
+    assert "column subject numbered: anna 1, zoe 2" in capsys.readouterr().err
+    rows[1] = rows[1].replace("anna", "S7")
+    with pytest.raises(UserError, match="column subject must hold a number, is 'zoe'"):
+        open_recordings(write_table(tmp_path / "t.csv", rows), rating_range=(1, 9))
+
+
 def test_the_scale_of_ratings_must_be_said(tmp_path):
     table = write_table(tmp_path / "t.csv", ["a_raw.fif,2,6,1,1,9,1"])
     with pytest.raises(UserError, match="on which scale are valence and arousal given"):
