@@ -1,7 +1,17 @@
 """Builds the C++ extension everywhere and the CUDA one where torch has CUDA and a fitting nvcc is there.
 
-Environment: NGD_FAST_CUDA=auto|1|0 (build CUDA where possible | or fail | never), TORCH_CUDA_ARCH_LIST, MAX_JOBS,
-CUDA_HOME: as torch.utils.cpp_extension reads them. No GPU is needed to compile. Everything else is in pyproject.toml.
+PyTorch 2.8 or later comes first, then `pip install --no-build-isolation .` (setuptools 64 or later): a wheel fits the
+PyTorch it was built with. After an upgrade of torch `ngd-fast doctor` says so; install again.
+
+Environment:
+    NGD_FAST_CUDA: auto (default) builds the CUDA backend where torch has CUDA and its toolkit (nvcc of that major
+        version, headers) is found; 1 does or fails; 0 never does.
+    TORCH_CUDA_ARCH_LIST, MAX_JOBS, CUDA_HOME: as torch.utils.cpp_extension reads them. By default 8.0 to 9.0, and 10.0,
+        12.0 where nvcc knows them, with PTX. No GPU is needed to compile.
+
+Extras, of which the package imports with none: eeg (MNE), dali-cuda12, dali-cuda13, triton, viz, umap, export (ONNX),
+detect (faces in photographs), dev. `make demo VENV=/path` uses the PyTorch of an environment that is there. Everything
+else is in pyproject.toml.
 """
 
 import os

@@ -53,6 +53,7 @@ def command(out, seed, device, small):
     datasets, whose owners hand them out themselves. Every other step is a command that is printed before it runs.
     """
     from ngd_fast.artifacts.files import require_free
+    from ngd_fast.cli.demo_picture import draw_overview
     from ngd_fast.eeg.channels import import_mne
     from ngd_fast.teacher.figures import new_figure
 
@@ -107,6 +108,8 @@ def command(out, seed, device, small):
 
     _heading("6/6  Tables, figures, verification")
     _run("report", runs, out / "xval", "--bank", bank, "--out", out / "report.html", "--viz", out / "viz")
+    maps, valid = eeg / "dreamer_topomaps_all.npz", data / "ferplus_valid.npz"
+    draw_overview(out / "overview", maps=maps, bank=bank, faces=valid, runs=runs, seed=seed)
     _run("prototypes", "verify", bank)
     _run("verify", runs, out / "xval")
     _closing(out, runs, time.monotonic() - started)
@@ -157,6 +160,7 @@ def _closing(out: Path, runs: Path, seconds: float) -> None:
     _heading(f"Done in {seconds / 60:.1f} minutes")
     print_summary(read_json(runs / "viz" / f"{ABLATION}.json"))
     for what, path in (
+        ("in one picture", out / "overview.png"),
         ("report", out / "report.html"),
         ("figures and LaTeX tables", out / "viz"),
         ("prototypes", out / "prototypes_5x5.npz"),

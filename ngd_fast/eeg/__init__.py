@@ -1,0 +1,1 @@
+"""EEG recordings, or tables of band power, to topomaps with ratings."""

@@ -1,0 +1,1 @@
+"""Metrics over both protocols, bootstrap intervals, comparisons, tables and figures of predictions."""

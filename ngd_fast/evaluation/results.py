@@ -35,6 +35,7 @@ class Result:
 
     @property
     def folder(self) -> Path:
+        """The folder of metrics.json."""
         return self.path.parent
 
     @property
@@ -44,6 +45,7 @@ class Result:
 
     @property
     def predictions_path(self) -> Path:
+        """Where its predictions lie, if they were kept."""
         return self.folder / (f"predictions_{self.split}.npz" if self.split else "predictions.npz")
 
     @cached_property
@@ -53,6 +55,7 @@ class Result:
 
     @cached_property
     def fingerprint(self) -> dict | None:
+        """The run's ablation_fingerprint.json; None where there is none."""
         path = self.folder / FINGERPRINT_NAME
         return read_json(path) if path.exists() else None
 

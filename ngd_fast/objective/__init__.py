@@ -1,0 +1,1 @@
+"""The training objective of NeuroGaze-Distill, alone: imports nothing else of the package."""

@@ -98,10 +98,12 @@ class PrototypeBank:
 
     @property
     def grid(self) -> int:
+        """How many bins each axis has."""
         return len(self.centers)
 
     @property
     def embedding_dim(self) -> int:
+        """D, the length of a prototype."""
         return self.prototypes.shape[1]
 
     @property

@@ -1,0 +1,1 @@
+"""The network that regresses valence and arousal from topomaps: training, splits, cross-validation."""

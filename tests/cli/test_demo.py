@@ -52,7 +52,7 @@ def test_the_bank_is_the_teachers(demo):
 
 
 def test_tables_figures_and_report_are_there(demo):
-    for name in ("runs/viz/ablation_lite.tex", "viz/xval_main.tex", "viz/topomaps.png", "report.html"):
+    for name in ("runs/viz/ablation_lite.tex", "viz/xval_main.tex", "viz/topomaps.png", "report.html", "overview.png"):
         assert (demo / name).stat().st_size > 200, name
     assert "Traceback" not in (demo / "report.html").read_text()
 
