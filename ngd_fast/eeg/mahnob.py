@@ -10,6 +10,7 @@ import numpy as np
 from ngd_fast.artifacts.files import sha256
 from ngd_fast.console import say
 from ngd_fast.eeg.channels import import_mne
+from ngd_fast.eeg.raw import Recording, open_file
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialFault, TrialSource, scale_rating
 from ngd_fast.errors import UserError
 
@@ -98,44 +99,43 @@ def _read_bdf(path: Path, channels: Sequence[str], clip_seconds: str | None):
     """Stimulus and baseline float64 [channels, samples] in uV (baseline None where nothing precedes), sampling rate."""
     mne = import_mne()
     try:
-        raw = mne.io.read_raw_bdf(path, preload=False, stim_channel="Status", verbose="error")
-        rate = float(raw.info["sfreq"])
-        lookup = {name.lower(): i for i, name in enumerate(raw.ch_names)}
+        recording = open_file(
+            path, read=lambda p: mne.io.read_raw_bdf(p, preload=False, stim_channel="Status", verbose="error")
+        )
+        lookup = {name.lower(): i for i, name in enumerate(recording.data.ch_names)}
         missing = [name for name in channels if name.lower() not in lookup]
         if missing:
             raise TrialFault("BDFs that lack channels", f"{path}: lacks the channels {', '.join(missing)}")
         if "status" not in lookup:
             raise TrialFault("BDFs without a Status channel", f"{path}: has no Status channel, so no stimulus events")
-        # The low 16 bits are the trigger lines, the others the amplifier's own state.
-        status = raw.get_data(picks=[lookup["status"]])[0].astype(np.int64) & 0xFFFF
-        start, stop = _stimulus_span(status, rate, clip_seconds, path)
-        first = max(0, start - round(_BASELINE_SECONDS * rate))
-        picks = np.array([lookup[name.lower()] for name in channels])
-        signals = np.empty((len(picks), stop - first))
-        signals[np.argsort(picks)] = raw.get_data(picks=np.sort(picks), start=first, stop=stop) * 1e6
+        recording.names = {name: lookup[name.lower()] for name in channels}
+        start, stop = _stimulus_span(recording, clip_seconds)
+        first = max(0, start - round(_BASELINE_SECONDS * recording.rate))
+        signals = recording.read(channels, first, stop, 1.0)
     except TrialFault:
         raise
-    except Exception as error:  # MNE meets a damaged file with whatever its parsing runs into
-        detail = f"{path}: not a readable BDF ({type(error).__name__}: {' '.join(str(error).split())[:120]})"
-        raise TrialFault("unreadable BDFs", detail) from None
-    return signals[:, start - first :], signals[:, : start - first] if start > first else None, rate
+    except UserError as error:
+        raise TrialFault("unreadable BDFs", str(error)) from None
+    return signals[:, start - first :], signals[:, : start - first] if start > first else None, recording.rate
 
 
-def _stimulus_span(status: np.ndarray, rate: float, clip_seconds: str | None, path: Path) -> tuple[int, int]:
+def _stimulus_span(recording: Recording, clip_seconds: str | None) -> tuple[int, int]:
     """First sample of the stimulus and the one after its last: the first two rises of the trigger lines."""
-    rises = np.flatnonzero(np.diff(status) > 0) + 1
+    path, rate = recording.path, recording.rate
+    rises = [round(event.onset * rate) for event in recording.events if event.code is not None]
     if len(rises) >= 2:
-        return int(rises[0]), int(rises[1])
+        return rises[0], rises[1]
     try:
         length = float(clip_seconds or "nan")
     except ValueError:
         length = np.nan
-    if len(rises) == 0 or not 0 < length < len(status) / rate:
+    if len(rises) == 0 or not 0 < length < recording.samples / rate:
         raise TrialFault(
             "BDFs without Status events",
             f"{path}: {len(rises)} events in its Status channel, wanted two (start and end of the stimulus)",
         )
-    stop = int(rises[0]) + round(length * rate)
-    if stop > len(status):
-        raise TrialFault("BDFs that end within the clip", f"{path}: ends {(stop - len(status)) / rate:g} s too early")
-    return int(rises[0]), stop
+    stop = rises[0] + round(length * rate)
+    if stop > recording.samples:
+        late = (stop - recording.samples) / rate
+        raise TrialFault("BDFs that end within the clip", f"{path}: ends {late:g} s too early")
+    return rises[0], stop
