@@ -31,8 +31,10 @@ const Kernels* require(const std::string& name, const char* asked_by) {
 }
 
 std::atomic<const Kernels*>& current() {
-  const char* wanted = std::getenv("NGD_FAST_CPU_ISA");
-  static std::atomic<const Kernels*> chosen{require(wanted ? wanted : "", "NGD_FAST_CPU_ISA=")};
+  static std::atomic<const Kernels*> chosen{[] {
+    const char* wanted = std::getenv("NGD_FAST_CPU_ISA");
+    return require(wanted ? wanted : "", "NGD_FAST_CPU_ISA=");
+  }()};
   return chosen;
 }
 

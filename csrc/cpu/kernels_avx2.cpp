@@ -6,7 +6,8 @@
 #define NGD_BYTES 32
 #define NGD_ROWS 4
 #define NGD_GRAD_ROWS 4
-#define NGD_VECTORS 2
+#define NGD_VECTORS 3
+#define NGD_GRAD_VECTORS 3
 #define NGD_NAME "avx2"
 #define NGD_KERNELS avx2_kernels
 #include "kernels.inc"

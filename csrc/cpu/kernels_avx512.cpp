@@ -6,7 +6,8 @@
 #define NGD_BYTES 64
 #define NGD_ROWS 8
 #define NGD_GRAD_ROWS 4
-#define NGD_VECTORS 4
+#define NGD_VECTORS 2
+#define NGD_GRAD_VECTORS 4
 #define NGD_NAME "avx512"
 #define NGD_KERNELS avx512_kernels
 #include "kernels.inc"

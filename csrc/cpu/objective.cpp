@@ -1,18 +1,13 @@
-// objective_fwd, geo_sums and scale_ for CPU tensors: checks, allocates, shares the work among threads.
-//
-// The rows are cut into chunks (class sums) and blocks (everything else) whose size depends on the shapes alone, and partial
-// sums are added in their order: the result is the same, bit for bit, for any number of threads.
+// objective_fwd, geo_sums and scale_ for CPU tensors: checks and allocates; compute.h has the work.
 #include <ATen/ATen.h>
 #include <ATen/Parallel.h>
 #include <torch/library.h>
 
 #include <algorithm>
 #include <memory>
-#include <type_traits>
 #include <vector>
 
-#include "../objective.h"
-#include "objective_cpu.h"
+#include "compute.h"
 
 namespace ngd_fast::cpu {
 namespace {
@@ -56,106 +51,13 @@ const int64_t* indices(const MaybeTensor& maybe, const char* name, int64_t rows,
   return rows ? owner.back().const_data_ptr<int64_t>() : &kNothing;
 }
 
-template <typename A>
-const Stages<A>& stages() {
-  if constexpr (std::is_same_v<A, float>)
-    return kernels().in_float;
-  else
-    return kernels().in_double;
-}
+// Runs body(begin, end) over pieces of [0, count) of at least `grain`.
+const auto parallel_for = [](int64_t count, int64_t grain, const auto& body) { at::parallel_for(0, count, grain, body); };
 
-// Rows of a chunk of class sums. A chunk costs a pass over [C, D] to clear and one to add, so it has several rows a class.
-int64_t chunk_rows(int64_t rows, int classes) {
-  return std::max({int64_t(64), int64_t(4) * classes, (rows + 63) / 64});
-}
-
-// Runs body(i, scratch) for i in [0, count) in pieces of at least `grain`.
-template <typename A, typename Body>
-void parallel(int64_t count, int64_t grain, int64_t scratch_size, const Body& body) {
-  at::parallel_for(0, count, grain, [&](int64_t begin, int64_t end) {
-    const std::unique_ptr<A[]> scratch(new A[size_t(scratch_size)]);
-    for (int64_t i = begin; i < end; ++i) body(i, scratch.get());
-  });
-}
-
-// Class sums and CE's divisor over all rows; returns flags. `sums` may be null where there is no D-Geo to sum for.
-template <typename A>
-int sum_rows(const Args& args, A* sums, double* ce_divisor) {
-  const int64_t size = args.classes * (padded(args.dim) + 2), chunk = chunk_rows(args.rows, args.classes);
-  const int64_t chunks = (args.rows + chunk - 1) / chunk;
-  const bool accumulate = args.labels && !args.class_sums.data;
-  if (accumulate) std::fill(sums, sums + size, A(0));
-  *ce_divisor = 0;
-  const std::unique_ptr<A[]> partial(new A[size_t(accumulate && chunks > 1 ? chunks * size : 1)]);
-  std::vector<double> weights(size_t(chunks), 0.0);
-  std::vector<int> flags(size_t(chunks), 0);
-  parallel<A>(chunks, 1, stages<A>().scratch_size(args), [&](int64_t i, A* scratch) {
-    A* to = !accumulate ? nullptr : chunks > 1 ? partial.get() + i * size : sums;
-    stages<A>().sums(args, i * chunk, std::min(args.rows, (i + 1) * chunk), to, &weights[i], &flags[i], scratch);
-  });
-  int all_flags = 0;
-  for (int64_t i = 0; i < chunks; ++i) {
-    *ce_divisor += weights[i];
-    all_flags |= flags[i];
-  }
-  if (accumulate && chunks > 1)
-    for (int64_t j = 0; j < size; ++j) {
-      A sum = 0;
-      for (int64_t i = 0; i < chunks; ++i) sum += partial[i * size + j];
-      sums[j] = sum;
-    }
-  return all_flags;
-}
-
-template <typename A>
-void compute(Args& args, A* terms) {
-  const int64_t width = padded(args.dim), n = args.classes, k = args.prototype_count;
-  const bool geo = args.labels != nullptr;
-  const int64_t sizes[] = {geo ? n * (width + 2) : 0, geo ? n * width : 0, geo ? n * width : 0, geo ? n * n : 0,
-                           k * width,                 width * padded(k),   2 * k};
-  int64_t total = 0;
-  for (int64_t size : sizes) total += size;
-  const std::unique_ptr<A[]> memory(new A[size_t(total + 1)]);
-  Shared<A> shared{};
-  A** const parts[] = {&shared.sums, &shared.mean,         &shared.class_gradient, &shared.distance,
-                       &shared.bank, &shared.bank_columns, &shared.prior};
-  A* next = memory.get();
-  for (int i = 0; i < 7; ++i) {
-    *parts[i] = next;
-    next += sizes[i];
-  }
-
-  int flags = 0;
-  if (geo || args.target) flags = sum_rows<A>(args, shared.sums, &shared.ce_divisor);
-  if (geo) {
-    if (args.class_sums.data) {
-      for (int64_t c = 0; c < n; ++c) {
-        // [C, D + 2] into rows of padded(D) + 2; objective_fwd has converted them to A.
-        const A* from = static_cast<const A*>(args.class_sums.data) + c * args.class_sums.stride;
-        A* to = shared.sums + c * (width + 2);
-        std::copy(from, from + args.dim, to);
-        std::fill(to + args.dim, to + width, A(0));
-        std::copy(from + args.dim, from + args.dim + 2, to + width);
-      }
-    }
-    stages<A>().classes(args, shared);
-  }
-  if (args.prototypes.data && args.rows) stages<A>().bank(args, shared);  // a prior [0, K] holds nothing to read
-
-  const int64_t blocks = (args.rows + kBlockRows - 1) / kBlockRows;
-  const std::unique_ptr<double[]> partial(new double[size_t(3 * blocks + 1)]);
-  parallel<A>(blocks, 2, stages<A>().scratch_size(args), [&](int64_t i, A* scratch) {
-    const int64_t begin = i * kBlockRows;
-    stages<A>().rows(args, shared, begin, std::min(args.rows, begin + kBlockRows), partial.get() + 3 * i, scratch);
-  });
-  double sums[3] = {};
-  for (int64_t i = 0; i < 3 * blocks; ++i) sums[i % 3] += partial[i];
-  const auto scales = RowScales<double>::of(args, double(args.rows), args.target ? shared.ce_divisor : double(args.rows));
-  write_terms(args, args.logits.data ? sums[0] * scales.ce : 0.0, args.teacher_logits.data ? sums[1] * scales.kd : 0.0,
-              args.prototypes.data ? sums[2] * scales.proto : 0.0, shared.geo_var, shared.geo_margin, args.geo_weight, flags,
-              terms);
-  TORCH_CHECK_INDEX(!(flags & kBadTarget), "target: holds a class outside 0 to ", n - 1, " that is not ", kIgnoreIndex);
-  TORCH_CHECK_INDEX(!(flags & kBadLabel), "labels: hold a class outside 0 to ", n - 1, " that is not ", kNoLabel);
+// The flags of a call, as errors.
+void check(int flags, int classes) {
+  TORCH_CHECK_INDEX(!(flags & kBadTarget), "target: holds a class outside 0 to ", classes - 1, " that is not ", kIgnoreIndex);
+  TORCH_CHECK_INDEX(!(flags & kBadLabel), "labels: hold a class outside 0 to ", classes - 1, " that is not ", kNoLabel);
 }
 
 std::tuple<Tensor, Tensor, Tensor> objective_fwd(
@@ -233,10 +135,9 @@ std::tuple<Tensor, Tensor, Tensor> objective_fwd(
     grad_logits = at::empty({args.rows, num_classes}, logits->options());
     args.grad_logits = grad_logits.mutable_data_ptr();
   }
-  if (twice)
-    compute<double>(args, terms.mutable_data_ptr<double>());
-  else
-    compute<float>(args, terms.mutable_data_ptr<float>());
+  check(twice ? compute(parallel_for, args, terms.mutable_data_ptr<double>())
+              : compute(parallel_for, args, terms.mutable_data_ptr<float>()),
+        args.classes);
   return {terms, grad_features, grad_logits};
 }
 
@@ -245,8 +146,7 @@ void class_sums_into(const Args& args, A* to) {
   const int64_t width = padded(args.dim), stride = width + 2;
   const std::unique_ptr<A[]> sums(new A[size_t(args.classes * stride)]);
   double ignored;
-  const int flags = sum_rows<A>(args, sums.get(), &ignored);
-  TORCH_CHECK_INDEX(!(flags & kBadLabel), "labels: hold a class outside 0 to ", args.classes - 1, " that is not ", kNoLabel);
+  check(sum_rows(parallel_for, args, sums.get(), &ignored, [] {}), args.classes);
   for (int64_t c = 0; c < args.classes; ++c, to += args.dim + 2) {
     const A* from = sums.get() + c * stride;
     std::copy(from, from + args.dim, to);

@@ -4,6 +4,7 @@
 #include <cstdint>
 #include <cstring>
 #include <string>
+#include <type_traits>
 
 namespace ngd_fast::cpu {
 
@@ -47,7 +48,7 @@ struct Shared {
   A* class_gradient;  // [C, padded(D)]: G
   A* distance;        // [C, C]
   A* bank;            // [K, padded(D)] normalised prototypes
-  A* bank_columns;    // [padded(D), padded(K)], the same, transposed
+  A* bank_columns;    // at most [padded(K), D]: the same in tiles [D, prototypes of the tile]
   A* prior;           // [K] and log(prior K) [K], where all rows share one
   double ce_divisor;
   double geo_var, geo_margin;
