@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 from ngd_fast.evaluation.calibration import Calibration
 
 OUTPUTS = ("probabilities", "logits", "features")
@@ -126,7 +126,7 @@ def export_onnx(
         except Exception as error:  # the exporter raises classes of its own and of onnx that share no base
             raise UserError(
                 f"--onnx: PyTorch {torch.__version__} cannot export this network with opset {opset} "
-                f"({str(error).splitlines()[0]}); --opset {DEFAULT_OPSET} is the default"
+                f"({first_line(error)}); --opset {DEFAULT_OPSET} is the default"
             ) from error
         model = onnx.load(temporary)
         made = next(entry.version for entry in model.opset_import if entry.domain == "")

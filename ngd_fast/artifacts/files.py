@@ -2,6 +2,8 @@
 
 import contextlib
 import errno
+import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -23,15 +25,15 @@ SUMS_NAME = "SHA256SUMS.txt"
 def atomic_path(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; on success it is synced and renamed over ``path``, else removed.
 
-    The old file survives any failure. A full disk or a folder that cannot be written is a UserError.
+    The old file survives any failure. What a process that was killed was writing to ``path`` is taken away. A full disk
+    or a folder that cannot be written is a UserError.
     """
     path = Path(path)
-    temporary = None
+    temporary = handle = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
-        os.close(handle)
-        temporary = Path(name)
+        _remove_unfinished(path)
+        temporary, handle = _temporary_beside(path)
         yield temporary
         with open(temporary, "rb") as file:
             os.fsync(file.fileno())
@@ -43,6 +45,83 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)
+        if handle is not None:
+            os.close(handle)
+
+
+def _temporary_beside(path: Path) -> tuple[Path, int]:
+    """A new file, and a handle that locks it for as long as it is open: the end of a process closes it too."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=path.suffix, dir=path.parent)
+        _lock(handle, wait=True)
+        if _is_at(name, handle):  # else another process took it for unfinished before it was locked
+            return Path(name), handle
+        os.close(handle)
+
+
+def _remove_unfinished(path: Path) -> None:
+    """Remove the temporary files beside ``path`` that nobody holds any more."""
+    suffix = glob.escape(path.suffix)
+    for unfinished in path.parent.glob(f".{glob.escape(path.name)}.????????{suffix}"):
+        with contextlib.suppress(OSError):
+            handle = os.open(unfinished, os.O_RDWR)
+            try:
+                if _lock(handle):
+                    unfinished.unlink()
+            finally:
+                os.close(handle)
+
+
+def _lock(handle: int, *, wait: bool = False) -> bool | None:
+    """Lock an open file or folder: True; False where another process holds it; None on a file system without locks."""
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except OSError:
+        return None
+    return True
+
+
+def _is_at(path: str | Path, handle: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(handle))
+    except FileNotFoundError:
+        return False
+
+
+@contextlib.contextmanager
+def alone_in(folder: str | Path, *, resume: bool | None = None) -> Iterator[None]:
+    """Within: no other process writes its run into ``folder``, which is made where it is missing.
+
+    Left empty, it is removed again. ``resume`` as in :func:`require_free`. Raises UserError where the folder cannot be
+    made or is not free, or another process has it.
+    """
+    folder = Path(folder)
+    require_free(folder, resume=resume)
+    handle = _locked_folder(folder)
+    try:
+        require_free(folder, resume=resume)  # it may have been filled since
+        yield
+    finally:
+        with contextlib.suppress(OSError):  # it holds something
+            folder.rmdir()
+        os.close(handle)  # which unlocks, as the end of the process does
+
+
+def _locked_folder(folder: Path) -> int:
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(folder, os.O_RDONLY)
+        except OSError as error:
+            raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
+        free = _lock(handle) is not False
+        if free and _is_at(folder, handle):  # else another process left it empty, and removed it, before it was locked
+            return handle
+        os.close(handle)
+        if not free:
+            raise UserError(f"{folder}: another process is writing into it")
 
 
 def _umask() -> int:
@@ -161,13 +240,15 @@ def read_sums(folder: str | Path) -> dict[str, str]:
     """{file: SHA-256} as in the folder's SHA256SUMS.txt. Raises UserError where it is missing or no such list."""
     path = Path(folder) / SUMS_NAME
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?") from None
     except UnicodeDecodeError as error:
         raise UserError(f"{path}: is no list of checksums ({error})") from None
+    if not text.endswith("\n"):
+        raise UserError(f"{path}: ends in the middle of a line; is it truncated?")
     sums = {}
-    for number, line in enumerate(lines, 1):
+    for number, line in enumerate(text.splitlines(), 1):
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise UserError(f"{path}: line {number} is not a checksum line")

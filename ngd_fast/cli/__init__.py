@@ -9,7 +9,7 @@ import threading
 import click
 
 from ngd_fast._version import __version__
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line, lacks_memory
 
 _COMMANDS = {
     "demo": ("demo", "Run the whole of NeuroGaze-Distill on made-up data, from recordings to verified tables."),
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
         # The reader of our output went away (ngd-fast ... | head); Python would complain again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
-    except (OSError, MemoryError, RuntimeError) as error:
+    except (OSError, MemoryError, RuntimeError, ImportError, SystemError) as error:
         fault = _fault_of(error)
         if not fault:
             raise
@@ -83,14 +83,12 @@ def main(args: list[str] | None = None) -> None:
 
 def _fault_of(error: Exception) -> str:
     """What the machine has refused, in one line; empty for an error that is no fault of machine or user."""
+    if lacks_memory(error):
+        return f"out of memory ({first_line(error)}); a smaller batch needs less"
     if isinstance(error, OSError):
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
             return f"no space left on the disk ({error.filename or 'while writing'})"
         return f"{error.filename}: {error.strerror}" if error.filename is not None else ""
-    # torch.OutOfMemoryError by its name: help must not wait for torch
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        reason = str(error).partition("\n")[0] or "Python's own"
-        return f"out of memory ({reason}); a smaller batch needs less"
     return ""
 
 

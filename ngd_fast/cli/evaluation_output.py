@@ -13,7 +13,7 @@ def write_evaluation(
 ) -> dict:
     """Write everything that an evaluation leaves into ``folder`` and return its metrics, slices and corruptions too."""
     from ngd_fast.artifacts.figure_style import has_matplotlib, save_figure
-    from ngd_fast.artifacts.files import write_json, write_sums
+    from ngd_fast.artifacts.files import alone_in, write_json, write_sums
     from ngd_fast.evaluation.figures_classes import confusion_figure
     from ngd_fast.evaluation.figures_robustness import corruption_figure, slices_figure
     from ngd_fast.evaluation.metrics import evaluate_predictions, write_per_class
@@ -24,26 +24,27 @@ def write_evaluation(
     slices = evaluate_slices(predictions, groups, bootstrap=bootstrap, seed=seed) if groups else None
     scores = _corruptions(corrupted, identity, baseline) if corrupted else None
     metrics = {**identity, **blocks}
-    predictions.save(folder / "predictions.npz")
-    write_json(folder / "metrics.json", metrics)
-    write_per_class(folder / "per_class.csv", blocks)
-    drawn = {}
-    for name, protocol in (("confmat", "eight_way"), ("confmat_present", "present_only")):
-        title = f"{identity['dataset']}, {'8-way' if protocol == 'eight_way' else 'present-only'}"
-        drawn[name] = partial(confusion_figure, blocks[protocol], title=title)
-    if slices:
-        write_json(folder / "slices.json", slices)
-        drawn["slices"] = partial(slices_figure, slices)
-    if scores:
-        write_json(folder / "corruptions.json", scores)
-        others = {} if baseline is None else {baseline["run"]: baseline}
-        drawn["corruptions"] = partial(corruption_figure, {**others, identity["run"]: scores})
-    if has_matplotlib():
-        for name, draw in drawn.items():
-            save_figure(draw(), folder / name, kinds=("png", "pdf"))
-    else:
-        say("no figures: drawing needs matplotlib (pip install 'ngd-fast[viz]')")
-    write_sums(folder)
+    with alone_in(folder, resume=True):
+        predictions.save(folder / "predictions.npz")
+        write_json(folder / "metrics.json", metrics)
+        write_per_class(folder / "per_class.csv", blocks)
+        drawn = {}
+        for name, protocol in (("confmat", "eight_way"), ("confmat_present", "present_only")):
+            title = f"{identity['dataset']}, {'8-way' if protocol == 'eight_way' else 'present-only'}"
+            drawn[name] = partial(confusion_figure, blocks[protocol], title=title)
+        if slices:
+            write_json(folder / "slices.json", slices)
+            drawn["slices"] = partial(slices_figure, slices)
+        if scores:
+            write_json(folder / "corruptions.json", scores)
+            others = {} if baseline is None else {baseline["run"]: baseline}
+            drawn["corruptions"] = partial(corruption_figure, {**others, identity["run"]: scores})
+        if has_matplotlib():
+            for name, draw in drawn.items():
+                save_figure(draw(), folder / name, kinds=("png", "pdf"))
+        else:
+            say("no figures: drawing needs matplotlib (pip install 'ngd-fast[viz]')")
+        write_sums(folder)
     return {**metrics, **({"slices": slices} if slices else {}), **({"corruptions": scores} if scores else {})}
 
 

@@ -34,6 +34,7 @@ def _options(function: Callable) -> Callable:
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Draw curves into OUT/viz.")
 def train(maps, support, out, config_path, overrides, device, figures):
     """Train one teacher; some subjects are set aside to choose the epoch and, later, to build the prototypes."""
+    from ngd_fast.artifacts.files import alone_in
     from ngd_fast.config import load_config
     from ngd_fast.devices import pick_device
     from ngd_fast.teacher.config import TeacherConfig
@@ -41,7 +42,8 @@ def train(maps, support, out, config_path, overrides, device, figures):
 
     config = load_config(TeacherConfig, config_path, overrides)
     device = str(pick_device(device))
-    metrics = run_training(maps, out, config, support_path=support, device=device, figures=figures)
+    with alone_in(out):
+        metrics = run_training(maps, out, config, support_path=support, device=device, figures=figures)
     blocks = {"teacher": metrics["validation"], **metrics["baselines"]}
     _print_metrics(blocks, f"Validation subjects, {metrics['windows']['validation']} windows")
     click.echo(out)
@@ -59,6 +61,7 @@ def train(maps, support, out, config_path, overrides, device, figures):
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Draw curves into OUT/viz.")
 def crossval(maps, support, folds, seeds, out, config_path, overrides, device, figures):
     """Train a teacher on every fold and seed; report CCC, Pearson and RMSE on subjects it has never seen."""
+    from ngd_fast.artifacts.files import alone_in
     from ngd_fast.config import load_config
     from ngd_fast.devices import pick_device
     from ngd_fast.errors import UserError
@@ -72,16 +75,17 @@ def crossval(maps, support, folds, seeds, out, config_path, overrides, device, f
     except ValueError:
         raise UserError(f"--seeds {seeds}: must be whole numbers with commas, for example 1,2,3") from None
     config = load_config(TeacherConfig, config_path, overrides)
-    metrics = run_crossval(
-        maps,
-        out,
-        config,
-        folds=folds,
-        seeds=seeds,
-        support_path=support,
-        device=str(pick_device(device)),
-        figures=figures,
-    )
+    with alone_in(out):
+        metrics = run_crossval(
+            maps,
+            out,
+            config,
+            folds=folds,
+            seeds=seeds,
+            support_path=support,
+            device=str(pick_device(device)),
+            figures=figures,
+        )
     _print_folds(metrics)
     _print_metrics(metrics["pooled"], "All test windows at once")
     _print_metrics(metrics["by_trial"], "Trials, the predictions of their windows averaged")

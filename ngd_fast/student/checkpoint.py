@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 
 from ngd_fast.artifacts.files import atomic_path
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 from ngd_fast.student.config import differing_keys
 
 LAST_NAME = "student_last.ckpt"
@@ -59,7 +59,7 @@ def _read(path: Path) -> dict:
     except FileNotFoundError:
         raise UserError(f"{path}: no such checkpoint") from None
     except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         raise UserError(f"{path}: is no checkpoint that this version of ngd_fast can continue")

@@ -10,11 +10,11 @@ from pathlib import Path
 
 import torch
 
-from ngd_fast.artifacts.files import read_json, require_free, write_text
+from ngd_fast.artifacts.files import alone_in, check_sums, read_json, require_free, write_text
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
 from ngd_fast.config import dump_config, load_config
 from ngd_fast.console import say
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
@@ -35,7 +35,7 @@ from ngd_fast.student.kd_teacher import (
 from ngd_fast.student.networks import build_student, compile_network
 from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
-from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, alone_in, is_finished
+from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
 from ngd_fast.student.step import AUTOCAST, StudentStep
 from ngd_fast.student.strided import LANES, protected
 from ngd_fast.student.trainer import Trainer
@@ -95,6 +95,9 @@ def holds_finished_run(folder: Path, config: StudentConfig) -> bool:
     keys += [name for name in sorted(recorded.keys() | wanted.keys()) if recorded.get(name) != wanted.get(name)]
     if keys:
         raise UserError(f"{folder}: holds a finished run that differs in {', '.join(keys[:4])}; choose another folder")
+    changed = [line for line in check_sums(folder) if not line.endswith("missing")]  # one may delete a checkpoint
+    if changed:
+        raise UserError(f"{folder}: holds a finished run, but not as it was written ({'; '.join(changed)})")
     return True
 
 
@@ -122,7 +125,7 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
             sessions.append(Session(c, folder, step, checksums=own.checksums, ranks=ranks))
         for session in sessions:
             if ranks.is_main:
-                stack.enter_context(alone_in(session.folder))
+                stack.enter_context(alone_in(session.folder, resume=resume))
             if resume and session.resume() and ranks.is_main:
                 say(f"{session.folder}: continues after epoch {session.progress.epoch}")
             if ranks.is_main:
@@ -303,7 +306,7 @@ def _require_sizes(
             with torch.no_grad():
                 network(images)
         except (AssertionError, RuntimeError, ValueError) as error:
-            reason = next(iter(str(error).splitlines()), type(error).__name__)
+            reason = first_line(error)
             raise UserError(f"train.resolution: {name} takes no images of {stage.image_size} px: {reason}") from None
     network.train(was_training)
 

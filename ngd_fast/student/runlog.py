@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ngd_fast.artifacts.files import write_text
+from ngd_fast.console import say
 
 LOG_NAME = "log.jsonl"
 
@@ -23,6 +24,10 @@ class RunLog:
         self.path = Path(folder) / LOG_NAME
         # Lines of epochs that the checkpoint does not know of are written again, the same.
         kept = [line for line in self._lines() if line["epoch"] <= last_epoch]
+        epochs = {line["epoch"] for line in kept}
+        first = next((epoch for epoch in range(1, last_epoch + 1) if epoch not in epochs), None)
+        if first is not None:
+            say(f"{self.path}: lacks epochs that were trained, from epoch {first}")
         write_text(self.path, "".join(json.dumps(line, allow_nan=False) + "\n" for line in kept))
         self._board = SummaryWriter(Path(folder) / "tb", purge_step=last_epoch + 1)
 

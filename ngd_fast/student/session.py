@@ -3,13 +3,10 @@
 What a student keeps between the ``Trainer``'s epochs, and all that it writes; the loop is not here, nor the arithmetic.
 """
 
-import contextlib
 import copy
-import fcntl
 import math
-import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,7 +15,7 @@ import torch
 
 from ngd_fast.artifacts.files import SUMS_NAME, write_json, write_sums
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME, make_fingerprint, write_environment
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, lacks_memory
 from ngd_fast.evaluation.metrics import evaluate, evaluate_predictions
 from ngd_fast.evaluation.predictions import softmax
 from ngd_fast.faces.classes import CLASS_NAMES
@@ -148,8 +145,8 @@ class Session:
         skipped = ~np.isfinite(rows[:, -1])
         rows[skipped, -1] = 0.0
         self.progress.skipped += int(skipped.sum())
-        for i, value in enumerate(rows.sum(axis=0)):
-            self.progress.sums[i] += float(value)
+        for row in rows:  # one by one: a sum of parts would depend on how often one looks
+            self.progress.sums = (np.array(self.progress.sums) + row).tolist()
         self.progress.step += steps
         return dict(zip(TERMS, rows.mean(axis=0).tolist()))
 
@@ -181,7 +178,7 @@ class Session:
             module = self._averaged
             module.load_state_dict(self.step.weights())
         self.ranks.broadcast(module.buffers())  # each rank has its own batch statistics; rank 0's are saved
-        _, logits, rows = predict_feed(module, feed, autocast=self.step.autocast)
+        logits, rows = self._predict(module, feed)
         logits, rows = (np.concatenate(parts) for parts in zip(*self.ranks.gather((logits, rows))))
         progress = self.progress
         sums = np.mean(self.ranks.gather(progress.sums), axis=0).tolist()
@@ -204,6 +201,23 @@ class Session:
         due = time.monotonic() - self._saved_at >= self.config.train.checkpoint_seconds
         if due or progress.epoch == self.config.train.epochs:
             self.save()
+
+    def _predict(self, module: torch.nn.Module, feed: Feed) -> tuple[np.ndarray, np.ndarray]:
+        """(logits, rows) of the validation faces. Raises UserError where memory runs out; the steps are kept."""
+        try:
+            _, logits, rows = predict_feed(module, feed, autocast=self.step.autocast)
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
+            size, kept = self.config.train.valid_batch_size, ""
+            if self.ranks.world_size == 1:  # one rank cannot save: it needs the others' sums
+                self.save()
+                kept = f" with --resume, which goes on from the end of epoch {self.progress.epoch + 1}"
+            raise UserError(
+                f"a validation batch of {size} faces does not fit in the memory; "
+                f"try --set train.valid_batch_size={max(1, size // 2)}{kept}"
+            ) from error
+        return logits, rows
 
     def _meta(self) -> dict:
         data, model = self.config.data, self.config.model
@@ -286,33 +300,6 @@ class Session:
             "kd": config.objective.kd.mode if config.objective.kd.weight else None,
             "device": self.step.device.type,
         }
-
-
-@contextlib.contextmanager
-def alone_in(folder: Path) -> Iterator[None]:
-    """Within: no other process trains into ``folder``, which is made where it is missing.
-
-    Takes away what a process that was killed was writing. Raises UserError where there is another, or can be no folder.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        handle = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise UserError(f"--out {folder}: cannot be made ({error.strerror})") from None
-    try:
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise UserError(f"{folder}: another process is training into it") from None
-        except OSError:  # a file system without locks
-            pass
-        else:
-            for name in (LAST_NAME, BEST_NAME):
-                for unfinished in folder.glob(f".{name}.*"):
-                    unfinished.unlink()
-        yield
-    finally:
-        os.close(handle)  # which unlocks, as the end of the process does
 
 
 def validation_metrics(labels: np.ndarray, logits: np.ndarray, class_names) -> dict[str, float]:

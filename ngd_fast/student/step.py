@@ -239,6 +239,10 @@ class StudentStep:
             for name, value in state["average"].items():
                 self.average[name].copy_(value)
         self.step.fill_(state["step"])
+        # Where the epoch's steps are all done, its log still names what the last of them had.
+        last = self.schedule[max(0, state["step"] - 1)]
+        self.lr.copy_(last[0])
+        self.geo_weight.copy_(last[1])
 
     def tensors(self) -> list[torch.Tensor]:
         """Every tensor that :meth:`run` changes, but for the optimizer's own."""

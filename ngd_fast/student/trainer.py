@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from ngd_fast.console import progress, say
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, lacks_memory
 from ngd_fast.faces.feeds import Feed
 from ngd_fast.faces.resident import ResidentFeed
 from ngd_fast.student.distributed import Ranks
@@ -98,13 +98,8 @@ class Trainer:
         more = {"image_size": image_size}
         if clock.device.type == "cuda":
             more["memory_gib"] = _memory(clock.device)
-        try:
-            for session in self.sessions:
-                session.end_epoch(self.valid_feed, more)
-        except torch.OutOfMemoryError as error:
-            size = self.config.valid_batch_size
-            advice = f"try --set train.valid_batch_size={max(1, size // 2)}"
-            raise UserError(f"a validation batch of {size} faces does not fit in the memory; {advice}") from error
+        for session in self.sessions:
+            session.end_epoch(self.valid_feed, more)
         best = max(self.sessions, key=lambda s: s.progress.best).progress
         bar.set_postfix_str(f"{self._text}, best {self.config.best_metric} {best.best:.4f}", refresh=False)
         self.ranks.barrier()
@@ -189,10 +184,12 @@ class Trainer:
 
     @contextlib.contextmanager
     def _explained(self):
-        """Within: a GPU that has too little memory becomes an error that says which batch to try."""
+        """Within: too little memory becomes an error that says which batch to try."""
         try:
             yield
-        except torch.OutOfMemoryError as error:
+        except (RuntimeError, MemoryError) as error:
+            if not lacks_memory(error):
+                raise
             size = self.config.batch_size
             advice = "choose a smaller data.image_size or model.arch"
             if len(self.sessions) > 1:

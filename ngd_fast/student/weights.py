@@ -12,7 +12,7 @@ from safetensors.torch import save
 from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 from ngd_fast.student.networks import Student, build_student
 
 BEST_NAME = "student_best.safetensors"
@@ -122,7 +122,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
-        reason = str(error).splitlines()[0]
+        reason = first_line(error)
         raise UserError(f"{path}: cannot be read as weights without unpickling ({reason})") from None
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

@@ -12,7 +12,7 @@ from torch import nn
 
 from ngd_fast.artifacts.files import atomic_path
 from ngd_fast.config import build_config
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 from ngd_fast.teacher.config import NetworkConfig
 
 EMBEDDING_DIM = 256
@@ -169,7 +169,7 @@ def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tup
         teacher = Teacher(meta["bands"], meta["resolution"], config)
         teacher.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
-        raise UserError(f"{path}: weights do not fit the network they name ({str(error).splitlines()[0]})") from None
+        raise UserError(f"{path}: weights do not fit the network they name ({first_line(error)})") from None
     if not all(torch.isfinite(tensor).all() for tensor in tensors.values()):
         raise UserError(f"{path}: weights hold NaN or infinite values")
     return teacher.to(device).eval().requires_grad_(False), {**meta, "sha256": digest}

@@ -4,6 +4,7 @@ import errno
 import os
 import shutil
 import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -25,6 +26,50 @@ def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path):
         interrupted_write()
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["a.txt"]
+
+
+def test_what_a_killed_process_was_writing_goes_with_the_next_write_and_nothing_else(tmp_path):
+    path = tmp_path / "a[1].txt"
+    killed = f"from ngd_fast.artifacts import files; import os\nwith files.atomic_path({str(path)!r}): os._exit(9)"
+    assert subprocess.run([sys.executable, "-c", killed]).returncode == 9
+    assert len(os.listdir(tmp_path)) == 1
+    others = [".a[1].txt", ".a[1].txt.txt", ".a[1].txt.12345678.npz", ".b.txt.12345678.txt"]
+    for name in others:
+        (tmp_path / name).touch()
+    with files.atomic_path(path) as first, files.atomic_path(path) as second:  # as two processes at once
+        first.write_text("first")
+        second.write_text("second")
+    assert path.read_text() == "first"
+    assert sorted(os.listdir(tmp_path)) == sorted(["a[1].txt", *others])
+
+
+def test_a_file_taken_for_unfinished_before_it_was_locked_is_made_again(tmp_path, monkeypatch):
+    lock, taken = files._lock, []
+
+    def losing(handle, *, wait=False):
+        if wait and not taken:
+            taken.append(next(tmp_path.iterdir()))
+            taken[0].unlink()
+        return lock(handle, wait=wait)
+
+    monkeypatch.setattr(files, "_lock", losing)
+    files.write_text(tmp_path / "a.txt", "whole")
+    assert taken and [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("a.txt", "whole")]
+
+
+def test_a_folder_is_written_by_one_process_and_left_as_it_was_found(tmp_path):
+    with files.alone_in(tmp_path / "run"):
+        with pytest.raises(UserError, match="another process is writing into it"), files.alone_in(tmp_path / "run"):
+            pass
+        assert (tmp_path / "run").is_dir(), "the one that is refused leaves the folder of the other"
+    assert not (tmp_path / "run").exists()
+    with files.alone_in(tmp_path / "run"):
+        (tmp_path / "run" / "a").touch()
+    with pytest.raises(UserError, match="is not empty"), files.alone_in(tmp_path / "run"):
+        pass
+    with files.alone_in(tmp_path / "run", resume=True):
+        pass
+    assert (tmp_path / "run" / "a").exists()
 
 
 def test_a_full_disk_is_one_clear_line(tmp_path, monkeypatch):

@@ -57,6 +57,9 @@ def test_a_fault_of_the_user_is_exit_code_2_and_short(arguments, capsys, tmp_pat
         (OSError(28, "No space left on device"), "error: no space left on the disk (while writing)"),
         (MemoryError("Unable to allocate 7 TiB"), "error: out of memory (Unable to allocate 7 TiB); a smaller batch"),
         (torch.OutOfMemoryError("CUDA out of memory.\nmore"), "error: out of memory (CUDA out of memory.); a smaller"),
+        (RuntimeError("DefaultCPUAllocator: can't allocate memory"), "error: out of memory (DefaultCPUAllocator:"),
+        (RuntimeError("could not create a primitive"), "error: out of memory (could not create a primitive)"),
+        (ImportError("a.so: failed to map segment from shared object"), "error: out of memory (a.so: failed to map"),
     ],
 )
 def test_what_the_machine_refuses_is_one_line(fault, line, capsys, monkeypatch):

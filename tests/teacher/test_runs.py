@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from click.testing import CliRunner
 
-from ngd_fast.artifacts.files import check_sums, load_npz, read_json
+from ngd_fast.artifacts.files import alone_in, check_sums, load_npz, read_json
 from ngd_fast.cli.teacher import command
 from ngd_fast.config import load_config
 from ngd_fast.errors import UserError
@@ -169,7 +169,7 @@ def test_a_run_is_not_overwritten_and_one_that_cannot_start_leaves_nothing(suppo
     result = invoke("train", "--maps", saved[0], "--support", other, "--out", tmp_path / "out", *FLAGS)
     assert "maps are 16x16 of delta, gamma" in str(result.exception) and not (tmp_path / "out").exists()
     result = invoke("crossval", "--maps", saved[0], "--folds", 2, "--out", "/proc/none", *FLAGS)
-    assert isinstance(result.exception, FileNotFoundError) and "cross-validation" not in result.output
+    assert "--out /proc/none: cannot be made" in str(result.exception) and "cross-validation" not in result.output
 
 
 def test_the_users_faults_are_said_in_a_line(maps, support, saved, tmp_path):
@@ -224,3 +224,11 @@ def test_gameemos_bank_is_finite_and_repeats_a_prototype_only_where_its_sources_
         for other in range(k):
             if (bank.prototypes[k] == bank.prototypes[other]).all():
                 assert (bank.filled_from[k] == bank.filled_from[other]).all()
+
+
+@pytest.mark.parametrize("arguments", [("train",), ("crossval", "--folds", 2)])
+def test_two_processes_do_not_write_one_run(saved, tmp_path, arguments):
+    with alone_in(tmp_path / "out"):
+        result = invoke(*arguments, "--maps", saved[0], "--out", tmp_path / "out", *FLAGS)
+        assert str(result.exception) == f"{tmp_path / 'out'}: another process is writing into it"
+        assert list((tmp_path / "out").iterdir()) == []
