@@ -2,33 +2,55 @@
 
 
 def table(report: dict) -> list[str]:
-    """The short table that ends the output, in Markdown."""
-    lines = ["| objective, forward + backward | B | eager us | graph us | graph, cold L2, us | GB/s | extra MB |"]
-    lines.append("|---|---|---|---|---|---|---|")
-    rows = [row for row in report["benches"].get("objective", []) if row["what"] == "both"]
-    for plain in (row for row in rows if not row["graph"]):
-        key = ("B", "dtype", "implementation")
-        graph = next((row for row in rows if row["graph"] and all(row[k] == plain[k] for k in key)), {})
-        cells = [f"{plain['us']:,.1f}"]
-        for row, name in ((graph, "us"), (graph, "us cold"), (graph, "GB/s"), (plain, "extra MB")):
-            cells.append(f"{row[name]:,.1f}" if row.get(name) is not None else "")
-        lines.append(f"| {plain['implementation']} {plain['dtype']} | {plain['B']:,} | {' | '.join(cells)} |")
-    for row in report["benches"].get("step", []):
-        lines.append(
-            f"| step {row['variant']}, {row['implementation']} | {row['batch']} | {row['ms']:,.2f} ms "
-            f"| {row['images/s']:,.0f} images/s | | | |"
-        )
-    for row in report["benches"].get("stem", []):
-        name = f"stem, forward + backward, {row['implementation']}{', graph' if row['graph'] else ''}"
-        lines.append(f"| {name} | {row['batch']} | {row['us']:,.1f} us | | | {row['GB/s']:,.1f} | |")
-    for row in report["benches"].get("train", []):
-        waiting = "" if row["waiting %"] is None else f"waiting {row['waiting %']:.2f} %"
-        name = f"training {row['variant']}, {row['implementation']}, faces: {row['feed']}"
-        lines.append(f"| {name} | {row['batch']} | {waiting} | {row['images/s']:,.0f} images/s | | | |")
-    for row in report["benches"].get("feeds", []):
-        lines.append(f"| feed {row['feed']} alone | {row['batch']} | | {row['images/s']:,.0f} images/s | | | |")
-    for title, counts in report["tests"].items():
+    """The table that ends the output, in Markdown: a line for each of ``rows`` that a reader wants, then the tests."""
+    lines = ["| what | switches | us | images/s | GB/s | share of copy | more |", "|---|---|---|---|---|---|---|"]
+    for row in report["rows"]:
+        if row.get("part") == "tests":
+            continue
+        switches = " ".join(f"{name}={value}" for name, value in row.get("switches", {}).items())
+        us = row.get("us", row["ms"] * 1e3 if "ms" in row else None)
+        share = f"{row['share of copy']:.0%}" if row.get("share of copy") else ""
+        cells = [_what(row), switches, _number(us), _number(row.get("images/s"), 0), _number(row.get("GB/s")), share]
+        lines.append(f"| {' | '.join([*cells, _more(row)])} |")
+    for title, counts in report.get("tests", {}).items():
         failed = counts["failures"] + counts["errors"]
         result = f"{counts['passed']} passed, {failed} failed, {counts['skipped']} skipped"
-        lines.append(f"| {title} | | {result} in {counts['seconds']:.0f} s | | | | |")
+        reasons = "; ".join(f"{count}: {reason}" for reason, count in counts["skipped because"].items() if reason)
+        lines.append(f"| {title} | | | | | | {result} in {counts['seconds']:.0f} s{reasons and ': ' + reasons} |")
     return lines
+
+
+def _number(value, digits: int = 1) -> str:
+    return "" if value is None else f"{value:,.{digits}f}"
+
+
+def _what(row: dict) -> str:
+    """What a row measures, in words."""
+    if row.get("bench") == "objective" and "us" in row:
+        graph = ", graph" if row["graph"] else ""
+        return f"objective, forward + backward, B={row['B']:,} {row['dtype']}, {row['implementation']}{graph}"
+    if row.get("bench") == "stem" and "us" in row:
+        return f"stem, forward + backward, {row['implementation']}{', graph' if row['graph'] else ''}"
+    if "kernel" in row:
+        return f"{row['variant']}, {row['implementation']}: {row['kernel'][:60]}".replace("|", "/")
+    if row.get("bench") == "train" and "feed" in row:
+        return f"training {row['variant']}, {row['implementation']}, faces: {row['feed']}"
+    return row["title"]
+
+
+def _more(row: dict) -> str:
+    """What else a row says: an error, or the numbers that have no column."""
+    if "error" in row:
+        return f"error: {row['error']}".replace("|", "/")
+    if row.get("bench") in ("ncu", "device"):
+        values = row.get("clocks") if row["bench"] == "device" else row
+        skip = ("part", "title", "bench", "switches")
+        return ", ".join(f"{k} {v}" for k, v in values.items() if k not in skip) if isinstance(values, dict) else ""
+    names = {
+        "us cold": "us with a cold L2",
+        "extra MB": "MB extra",
+        "waiting %": "% waiting",
+        "share %": "% of the step",
+    }
+    names |= {"launches": "launches"}
+    return ", ".join(f"{row[key]:,.2f} {unit}" for key, unit in names.items() if row.get(key) is not None)

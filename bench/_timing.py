@@ -15,10 +15,6 @@ _ROUNDS = 15  # at least
 _TURN = 0.02  # seconds, at most, where a call takes no longer
 
 
-def wait_for_turn() -> None:
-    """Called between warm-up and timing. gpu-check replaces it, to let one process after the other have the GPU."""
-
-
 def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 0.3) -> dict[str, float]:
     """Median microseconds of a call of each, taken in turns, so that a change of clock or load meets all alike.
 
@@ -31,7 +27,6 @@ def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 
         for _ in range(3):
             call()
     synchronise()
-    wait_for_turn()
     for name, call in calls.items():
         synchronise()
         start = time.perf_counter()
@@ -73,8 +68,8 @@ def cold_us(calls: dict[str, Call], device: torch.device, *, rounds: int = 25) -
     return {name: statistics.median(values) for name, values in times.items()}
 
 
-def in_graph(call: Call) -> Call:
-    """Capture ``call`` into a CUDA graph (its inputs are static) and return the replay."""
+def in_graph(call: Call, times: int = 1) -> Call:
+    """Capture ``times`` calls into a CUDA graph (their inputs are static) and return the replay."""
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -83,7 +78,8 @@ def in_graph(call: Call) -> Call:
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
-        result = call()
+        for _ in range(times):
+            result = call()
 
     def replay():
         graph.replay()

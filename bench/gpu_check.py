@@ -1,59 +1,48 @@
 """make gpu-check: where a GPU is, build the extension, run every GPU test and the benches, print a table.
 
-Needs torch with CUDA, its nvcc, triton, numpy, pytest, pip and setuptools; no network. Under 8 minutes on one H200
-with 16 cores. A short table comes last, everything goes to --out as JSON, what each part printed to a file beside it.
-Exit status: 0 all tests passed; 1 a test failed, or none ran, or the build failed; 2 no GPU is visible. A bench that
-fails is named above the verdict. Tests and benches of training want more packages (PyYAML, tqdm, safetensors, ...);
-what is left out for want of them is named. Without pydantic configurations are read unchecked (bench/standins).
+Needs torch with CUDA, its nvcc, triton, numpy, pytest, pip and setuptools; no network. Memory for a card of 78 GB: what
+is measured is alone on the GPU. Parts (--parts, in this order): build, tests, objective, stem, step:B0, step:B3, feeds,
+train; each well under nine minutes, so that each fits one call on a machine lent for minutes (FIRST_HALF_HOUR.md). A
+build is used again by later calls.
 
-Each part is a process of its own with a limit of time. Tests run side by side while the benches compile what they will
-measure; then the benches are let go one after the other, each alone on the GPU.
+One folder holds all results (--out): rows.jsonl, a line for each row as it comes; report.json, which has failing tests
+with their last lines; table.md; logs.tar.gz. Later calls add to it. Exit status: 0 all tests passed; 1 a test failed,
+or none ran, or the build failed; 2 no GPU is visible. A bench that fails is named above the verdict. What is left out
+for want of packages or time is named. Without pydantic configurations are read unchecked (bench/standins).
 """
 
 import argparse
 import contextlib
+import csv
+import hashlib
 import json
 import os
 import re
+import shutil
 import signal
 import sys
+import tarfile
 import threading
 import time
 import xml.etree.ElementTree as ElementTree
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 
 # These lie beside this file; as ngd_fast.bench they are there only once the build is done.
+from _parts import MEASURED, PARTS, STUDENT, Job, jobs
 from _processes import Process
 from _summary import table
 
 ROOT = Path(__file__).resolve().parents[1]
 # Their tests import torch, triton, numpy and pytest alone.
 CORE = ("objective", "kernels", "cuda")
-MORE = {
-    "faces": ("yaml", "tqdm", "PIL"),
-    "student": ("yaml", "tqdm", "PIL", "safetensors", "sklearn", "tensorboard"),
-    "eeg": ("yaml", "tqdm", "scipy"),
-}
+MORE = {"faces": ("yaml", "tqdm", "PIL"), "student": STUDENT, "eeg": ("yaml", "tqdm", "scipy")}
 STAND_INS = ("pydantic",)
 # Parts that compile a hundred Triton kernels; pytest-xdist, where it is installed, shares each among four processes.
 LONG = ("tests/objective/test_fused.py triton", "tests/kernels/test_objective.py")
-
-JOB = """
-import importlib, json, pathlib, sys, torch
-from ngd_fast.bench import _timing
-module, arguments, device, out = sys.argv[1:]
-out = pathlib.Path(out)
-def wait_for_turn():
-    out.with_suffix(".ready").touch()
-    sys.stdin.readline()
-_timing.wait_for_turn = wait_for_turn
-rows = importlib.import_module(f"ngd_fast.bench.{module}").measure(device=torch.device(device), **json.loads(arguments))
-out.write_text(json.dumps(rows))
-"""
+SIDE_BY_SIDE = 8  # processes of tests, each with a CUDA context and its caches: 4 GB or so
 
 
 def absent(packages: Iterable[str]) -> list[str]:
@@ -67,82 +56,27 @@ def absent(packages: Iterable[str]) -> list[str]:
     return found
 
 
-@dataclass
-class Bench:
-    module: str
-    name: str
-    arguments: dict
-    early: bool = True
-    """It waits for its turn between its warm-up and its timing; else it is started when its turn has come."""
-    limit: float = 60.0
-    """Seconds of its turn."""
-    title: str = ""
-    process: Process | None = None
-
-    def __post_init__(self):
-        self.title = f"bench {self.module} {self.name}"
-
-
-def benches() -> list[Bench]:
-    """In the order of their turns: what matters most comes first, should time run out."""
-    ways = ("graph", "graph, stem by layers", "graph, kernels timed", "graph, 2 students", "graph, 4 students")
-    ours = [f"ngd_fast {way}" for way in ways]
-    plain = [f"PyTorch {how}" for how in ("eager", "compiled", "graph")]
-    steps = {
-        "B0": [*plain, "ngd_fast eager", "ngd_fast compiled", *ours],
-        "B3": [*plain, *ours[:4]],
-        "B3-cached": ["PyTorch graph", ours[0]],
-        "B3-no-kd": [ours[0]],
-    }
-    shapes = [(128, "float32"), (16_384, "bfloat16"), (262_144, "bfloat16")]
-    shapes += [(128, "bfloat16"), (1024, "bfloat16"), (16_384, "float32")]
-    return [
-        *(
-            Bench("objective", f"B={B:,} {dtype}", {"B": B, "dtype_name": dtype, "whats": ["both"], "seconds": 0.15})
-            for B, dtype in shapes
-        ),
-        *(
-            Bench("step", variant, {"variant": variant, "batch": 128, "image_size": 224, "implementations": names})
-            for variant, names in steps.items()
-        ),
-        Bench("stem", "224 px", {"batch": 128, "size": 224, "whats": ["both"], "seconds": 0.15}),
-        *(
-            Bench(
-                "train",
-                variant,
-                {"variant": variant, "batch": 128, "image_size": 224, "epochs": 2, **options},
-                early=False,
-                limit=150,
-            )
-            for variant, options in {"B0": {}, "B3": {"kinds": ["resident"], "hows": ["graph"]}}.items()
-        ),
-        Bench("feeds", "224 px", {"batch": 128, "size": 224, "workers": 4}, early=False),
-    ]
-
-
 class Check:
-    device = "cuda"
-
     def __init__(self, options):
         self.options = options
+        self.device = "cpu" if options.rehearse else "cuda"
         self.started = time.monotonic()
         self.stopped = False
-        self.folder = options.out.with_suffix("")  # of the parts' output
+        self.folder = options.out
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.rows = self.folder / "rows.jsonl"
+        self.logs = ROOT / "build" / "gpu_check_logs"
+        shutil.rmtree(self.logs, ignore_errors=True)
+        self.logs.mkdir(parents=True)
         self.missing = absent(STAND_INS)
         self.processes: set[Process] = set()
         self.lock = threading.RLock()  # the signal's handler may come while its own thread holds it
-        self.report = {
-            "command": " ".join(["python", *sys.argv]),
-            "ok": False,
-            "finished": False,
-            "tests": {},
-            "benches": {},
-            "left_out": [],
-            "problems": [],
-        }
-        if self.missing:
-            self.report["stand_ins"] = self.missing
+        with contextlib.suppress(OSError, ValueError):
+            self.report = json.loads((self.folder / "report.json").read_text())
+        if not hasattr(self, "report"):
+            self.report = {"commands": [], "build": {}, "tests": {}, "failing": [], "left_out": [], "problems": []}
+        self.report["commands"].append(" ".join(["python", *sys.argv]))
+        self.report.update(ok=False, finished=False, stand_ins=self.missing)
 
     def left(self) -> float:
         """Seconds until everything must be over."""
@@ -166,9 +100,17 @@ class Check:
         """Write the report as it stands; whole at any moment."""
         with self.lock:
             self.report["seconds"] = round(time.monotonic() - self.started, 1)
-            part = self.options.out.with_suffix(".part")
+            part = self.folder / "report.part"
             part.write_text(json.dumps(self.report, indent=2) + "\n")
-            part.replace(self.options.out)
+            part.replace(self.folder / "report.json")
+
+    def add_row(self, row: dict) -> None:
+        with self.lock, open(self.rows, "a") as lines:
+            lines.write(json.dumps(row) + "\n")
+
+    def all_rows(self) -> list[dict]:
+        """Of this call and those before it."""
+        return [json.loads(line) for line in self.rows.read_text().splitlines()] if self.rows.exists() else []
 
     def start(self, title: str, command: list[str], **environment: str) -> Process:
         environment = {**os.environ, **environment}
@@ -177,8 +119,7 @@ class Check:
         if self.missing:
             path = [str(ROOT / "bench" / "standins"), environment.get("PYTHONPATH", "")]
             environment["PYTHONPATH"] = os.pathsep.join(filter(None, path))
-        log = self.folder / (re.sub(r"[^A-Za-z0-9.=-]+", "_", title) + ".log")
-        process = Process(command, ROOT, log, environment)
+        process = Process(command, ROOT, self.logs / f"{plain(title)}.log", environment)
         with self.lock:
             self.processes.add(process)
         return process
@@ -193,13 +134,27 @@ class Check:
             self.note("problems", f"{title}: ended after {time.monotonic() - begin:.0f} s, out of time")
         elif status not in accepted:
             self.note("problems", f"{title}: failed (exit status {status})")
-            print(process.last_lines(), flush=True)
+        if status not in accepted:
+            print(*process.last_lines(25), sep="\n", flush=True)
         return status
 
     # -- the build ----------------------------------------------------------------------------------------------------
 
     def build(self, capability: str) -> bool:
-        """Install in place, for this GPU's architecture alone."""
+        """Install in place, for this GPU's architecture alone; once for the same sources, PyTorch and architecture."""
+        import torch
+
+        files = [
+            ROOT / "setup.py",
+            ROOT / "pyproject.toml",
+            *sorted(p for p in (ROOT / "csrc").rglob("*") if p.is_file()),
+        ]
+        state = hashlib.sha256(b"\0".join([sys.executable.encode(), *(file.read_bytes() for file in files)]))
+        state.update(f"{torch.__version__} {capability}".encode())
+        stamp = ROOT / "build" / "gpu_check.built"
+        if stamp.exists() and stamp.read_text() == state.hexdigest() and not absent(["ngd_fast._C", "ngd_fast.bench"]):
+            self.report["build"] = {"ok": True, "seconds": 0.0, "again": True}
+            return True
         title = f"build for sm_{capability.replace('.', '')}"
         print(f"== {title}", flush=True)
         pip = [sys.executable, "-m", "pip", "install"]
@@ -208,11 +163,14 @@ class Check:
             [*pip, "-v", "--no-index", "--no-deps", "--no-build-isolation", "-e", "."],
             TORCH_CUDA_ARCH_LIST=capability,
             MAX_JOBS=os.environ.get("MAX_JOBS", str(os.cpu_count() or 1)),
-            NGD_FAST_CUDA="1",
+            NGD_FAST_CUDA="0" if self.device == "cpu" else "1",
             PIP_DISABLE_PIP_VERSION_CHECK="1",
         )
+        begin = time.monotonic()
         ok = self.finish(title, process, limit=400) == 0
-        self.report["build"] = {"ok": ok, "seconds": round(time.monotonic() - self.started, 1)}
+        self.report["build"] = {"ok": ok, "seconds": round(time.monotonic() - begin, 1)}
+        if ok:
+            stamp.write_text(state.hexdigest())
         return ok
 
     # -- tests --------------------------------------------------------------------------------------------------------
@@ -238,7 +196,7 @@ class Check:
         """All parts side by side; False where a test failed, or where a core folder ran none."""
         parts = self.test_parts()
         print(f"== {len(parts)} parts of the tests, side by side", flush=True)
-        with ThreadPoolExecutor(max(2, os.cpu_count() or 1)) as pool:
+        with ThreadPoolExecutor(min(SIDE_BY_SIDE, max(2, os.cpu_count() or 1))) as pool:
             passed = list(pool.map(lambda part: self.pytest(*part), parts.items()))
         for folder in CORE:
             parts = [part for title, part in self.report["tests"].items() if title.startswith(f"tests/{folder}/")]
@@ -247,10 +205,9 @@ class Check:
                 return False
         return all(passed)
 
-    def pytest(self, title: str, arguments: list[str], limit: float = 270.0) -> bool:
+    def pytest(self, title: str, arguments: list[str], limit: float = 420.0) -> bool:
         """Run one part and count its tests; False where one failed or time ran out."""
-        xml = self.folder / (re.sub(r"\W+", "_", title) + ".xml")
-        xml.unlink(missing_ok=True)
+        xml = self.logs / f"{plain(title)}.xml"
         command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={xml}", *arguments]
         if title in LONG and not absent(["xdist"]):
             command += ["-n", "4"]
@@ -258,118 +215,148 @@ class Check:
         # Many processes share the cores; 5: pytest found no test, for example of this half of a file.
         process = self.start(title, command, OMP_NUM_THREADS="2", TORCHINDUCTOR_COMPILE_THREADS="2")
         status = self.finish(title, process, limit, accepted=(0, 5))
-        counts = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}
+        counts, reasons = {"tests": 0, "failures": 0, "errors": 0, "skipped": 0}, {}
         with contextlib.suppress(OSError, ElementTree.ParseError):
-            for suite in ElementTree.parse(xml).getroot().iter("testsuite"):
+            tree = ElementTree.parse(xml).getroot()
+            for suite in tree.iter("testsuite"):
                 for name in counts:
                     counts[name] += int(suite.get(name, 0))
+            for skipped in tree.iter("skipped"):
+                reasons[skipped.get("message", "")] = reasons.get(skipped.get("message", ""), 0) + 1
+            for case in tree.iter("testcase"):
+                for failure in [*case.iter("failure"), *case.iter("error")]:
+                    lines = (failure.text or "").splitlines()[-40:]
+                    with self.lock:
+                        self.report["failing"].append({"test": f"{title}: {case.get('name')}", "lines": lines})
         passed = counts["tests"] - counts["failures"] - counts["errors"] - counts["skipped"]
         ok, seconds = status in (0, 5), round(time.monotonic() - begin, 1)
+        row = {**counts, "passed": passed, "ok": ok, "seconds": seconds, "skipped because": reasons}
         with self.lock:
-            self.report["tests"][title] = {**counts, "passed": passed, "ok": ok, "seconds": seconds}
+            self.report["tests"][title] = row
+        self.add_row({"part": "tests", "title": title, **row})
         print(f"== {title}: {passed} of {counts['tests']} passed", flush=True)
         self.write()
         return ok
 
     # -- benches ------------------------------------------------------------------------------------------------------
 
-    def start_benches(self) -> list[Bench]:
-        """Those that can run here; what can compile early is started and will wait for its turn."""
-        chosen = []
-        for bench in benches():
-            if missing := absent(MORE["student"] if bench.module != "objective" else ()):
-                self.note("left_out", f"{bench.title} (not installed: {', '.join(missing)})")
-                continue
-            chosen.append(bench)
-            if bench.early:
-                self._launch(bench, TORCHINDUCTOR_COMPILE_THREADS="4")
-        if missing := absent(["nvidia.dali"]):
-            self.note("left_out", f"the feed dali (not installed: {missing[0]})")
-        return chosen
-
-    def run_benches(self, chosen: list[Bench]) -> None:
-        """Give each its turn, while there is time; all have warmed up before the first is timed."""
-        deadline = time.monotonic() + 90
-        for bench in chosen:
-            while bench.early and not self._is_settled(bench) and time.monotonic() < deadline and self.left() > 0:
-                time.sleep(0.1)
-        for bench in chosen:
-            if self.left() < 15:
-                self.note("left_out", f"{bench.title}: no time left")
-                continue
-            print(f"== {bench.title}", flush=True)
-            if not bench.early:
-                self._launch(bench)
-            bench.process.let_go()
-            if self.finish(bench.title, bench.process, bench.limit) == 0:
-                rows = json.loads(self._result(bench).read_text())
-                self.report["benches"].setdefault(bench.module, []).extend(rows)
+    def measure(self, part: str) -> None:
+        """One job after the other, while there is time; the rate of a copy first, where no call before measured it."""
+        copies = [row for row in self.all_rows() if row.get("what") == "copy" and row.get("GB/s")]
+        if not copies:
+            self.run("device", Job("copy", [("device", {"megabytes": 4} if self.options.rehearse else {})], limit=60))
+        for job in jobs(part, tiny=self.options.rehearse):
+            missing = absent(job.needs)
+            if job.under and shutil.which(job.under[0]) is None:
+                missing.append(job.under[0])
+            if missing:
+                self.note("left_out", f"{job.title} (not installed: {', '.join(missing)})")
+            elif self.left() < 20:
+                self.note("left_out", f"{job.title}: no time left")
+            else:
+                self.run(part, job)
             self.write()
 
-    def _result(self, bench: Bench) -> Path:
-        return self.folder / (re.sub(r"\W+", "_", bench.title) + ".json")
-
-    def _launch(self, bench: Bench, **environment: str) -> None:
-        out = self._result(bench)
-        for file in (out, out.with_suffix(".ready")):
-            file.unlink(missing_ok=True)
-        command = [sys.executable, "-c", JOB, bench.module, json.dumps(bench.arguments), self.device, str(out)]
-        bench.process = self.start(bench.title, command, **environment)
-
-    def _is_settled(self, bench: Bench) -> bool:
-        return self._result(bench).with_suffix(".ready").exists() or bench.process.popen.poll() is not None
+    def run(self, part: str, job: Job) -> None:
+        print(f"== {job.title}", flush=True)
+        copy = next((row["GB/s"] for row in self.all_rows() if row.get("what") == "copy"), None)
+        inductor = {key.partition(".")[2]: value == "1" for key, value in job.switches.items() if "." in key}
+        about = {"part": part, "title": job.title, **({"switches": job.switches} if job.switches else {})}
+        text = {"calls": job.calls, "device": self.device, "rows": str(self.rows), "about": about, "copy GB/s": copy}
+        command = [*job.under, sys.executable, "-m", "ngd_fast.bench._job", json.dumps({**text, "inductor": inductor})]
+        before = len(self.all_rows())
+        environment = {key: value for key, value in job.switches.items() if "." not in key}
+        process = self.start(job.title, command, **environment)
+        # A rehearsal is no measurement, and may share its machine.
+        self.finish(job.title, process, job.limit * (10 if self.options.rehearse else 1))
+        if job.under:
+            self.add_row({**about, "bench": "ncu", **ncu_row(process.log.read_text(errors="replace"))})
+        for line in table({"rows": self.all_rows()[before:]})[2:]:
+            print(line, flush=True)
 
     def everything(self, capability: str) -> bool:
-        """Build, tests, benches; the verdict."""
-        if not self.build(capability):
+        """The parts asked for, in their order; the verdict."""
+        parts, ok = self.options.parts, True
+        if "build" in parts and not self.build(capability):
             return False
-        chosen = [] if self.options.no_bench else self.start_benches()
-        ok = self.tests()
-        self.run_benches(chosen)
+        if "tests" in parts:
+            ok = self.tests()
+        for part in MEASURED:
+            if part in parts:
+                self.measure(part)
         self.report["finished"] = not self.stopped
         return ok and not self.stopped
 
+    def close(self) -> None:
+        """Report, table and logs into the folder of results."""
+        self.stop()
+        self.write()
+        with tarfile.open(self.folder / "logs.tar.gz", "w:gz") as tar:
+            tar.add(self.logs, "logs")
+
+
+def plain(title: str) -> str:
+    """A file's name."""
+    return re.sub(r"[^A-Za-z0-9]+", "_", title)
+
+
+def ncu_row(text: str) -> dict:
+    """The metrics of ncu's table, the last lines of ``text``, by name with their units; "error" where it has none."""
+    lines = [line for line in text.splitlines() if line.startswith('"')]
+    row = {f"{cells['Metric Name']} [{cells['Metric Unit']}]": cells["Metric Value"] for cells in csv.DictReader(lines)}
+    return row or {"error": next((line for line in text.splitlines() if "==ERROR==" in line), "ncu gave no table")}
+
+
+def parse(arguments: list[str] | None = None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--parts", default=",".join(PARTS), help=f"some of {','.join(PARTS)} (default: all)")
+    parser.add_argument("--no-build", action="store_true", help="use the build that is there")
+    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_check", help="the folder of results")
+    parser.add_argument("--minutes", type=float, help="time for this call (default: 8.5 for each part)")
+    parser.add_argument("--sanitize", action="store_true", help="also run the tests under compute-sanitizer (minutes)")
+    parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same on the CPU, on tiny input")
+    options = parser.parse_args(arguments)
+    options.parts = [part for part in options.parts.split(",") if part]
+    if wrong := [part for part in options.parts if part not in PARTS]:
+        parser.error(f"--parts: no such part: {', '.join(wrong)}; there are {', '.join(PARTS)}")
+    if options.no_build and "build" in options.parts:
+        options.parts.remove("build")
+    options.minutes = options.minutes or 8.5 * len(options.parts)
+    options.out = options.out.resolve()
+    return options
+
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_check.json", help="the JSON report")
-    parser.add_argument("--minutes", type=float, default=7.5, help="time for everything; benches are left out first")
-    parser.add_argument("--results", action="store_true", help="also write the table to bench/RESULTS.md")
-    parser.add_argument("--sanitize", action="store_true", help="also run the tests under compute-sanitizer (minutes)")
-    parser.add_argument("--no-bench", action="store_true", help="build and test alone")
-    options = parser.parse_args()
-    options.out = options.out.resolve()
-
+    options = parse()
     try:
         import torch
     except ImportError:
         print("gpu-check: needs PyTorch with CUDA, this Python has none")
         return 2
-    if not torch.cuda.is_available():
+    if not options.rehearse and not torch.cuda.is_available():
         print(f"gpu-check: no CUDA device is visible to PyTorch {torch.__version__}; nothing was run")
         return 2
     import _timing
 
     check = Check(options)
-    check.report["machine"] = _timing.machine(torch.device("cuda"))
+    check.report["machine"] = _timing.machine(torch.device(check.device))
     for name in ("SIGINT", "SIGTERM"):
         signal.signal(getattr(signal, name), check.stop)
     for package in check.missing:
         print(f"== {package} is not installed: configurations are read without being checked", flush=True)
     try:
-        check.report["ok"] = check.everything(".".join(map(str, torch.cuda.get_device_capability())))
+        capability = "9.0" if options.rehearse else ".".join(map(str, torch.cuda.get_device_capability()))
+        check.report["ok"] = check.everything(capability)
     finally:
-        check.stop()
-        check.write()
+        check.close()
     about = _timing.describe(check.report["machine"])
-    lines = table(check.report)
-    if options.results:
-        text = f"# Measured\n\n{about}\n\n    {check.report['command']}\n\n" + "\n".join(lines) + "\n"
-        (ROOT / "bench" / "RESULTS.md").write_text(text)
+    lines = table({**check.report, "rows": check.all_rows()})
+    commands = [f"    {command}" for command in check.report["commands"]]
+    (check.folder / "table.md").write_text("\n".join(["# Measured", "", about, "", *commands, "", *lines]) + "\n")
     left_out = [f"left out: {text}" for text in check.report["left_out"]]
     print("", about, *lines, *left_out, *check.report["problems"], sep="\n")
     verdict = f"{'passed' if check.report['ok'] else 'FAILED'} in {check.report['seconds']:.0f} s"
-    print(f"gpu-check: {verdict}; {options.out}, what each part said in {check.folder}")
+    print(f"gpu-check: {verdict}; {check.folder}")
     return 0 if check.report["ok"] else 1
 
 

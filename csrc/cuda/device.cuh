@@ -9,6 +9,7 @@
 #error "compile with nvcc, or with -include tests/cuda/emulator/emulator.h"
 #endif
 #include <cstdint>
+#include <cstdlib>
 
 namespace ngd_fast {
 
@@ -165,6 +166,14 @@ __device__ __forceinline__ A warp_max(A v) {
   return v;
 }
 
+// An alternative that is compiled in and chosen by the environment, so that choosing is a measurement on a GPU and no
+// edit: NGD_FAST_CUDA_CLUSTER=16|8|0, the largest cluster (0: the large path from the first row on);
+// NGD_FAST_CUDA_OVERLAP=1|0. Read once, at the first launch.
+inline int chosen(const char* name, int otherwise) {
+  const char* value = std::getenv(name);
+  return value && *value ? std::atoi(value) : otherwise;
+}
+
 // Starts a kernel on a stream. `overlap`: it may begin while the one before it drains (compute capability 9.0 and
 // later).
 template <typename... P, typename... A>
@@ -183,7 +192,8 @@ cudaError_t launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, c
     attributes[config.numAttrs].val.clusterDim.y = attributes[config.numAttrs].val.clusterDim.z = 1;
     ++config.numAttrs;
   }
-  if (overlap) {
+  static const bool overlaps = chosen("NGD_FAST_CUDA_OVERLAP", 1) != 0;
+  if (overlap && overlaps) {
     attributes[config.numAttrs].id = cudaLaunchAttributeProgrammaticStreamSerialization;
     attributes[config.numAttrs].val.programmaticStreamSerializationAllowed = 1;
     ++config.numAttrs;

@@ -224,9 +224,9 @@ int choose(const ObjectiveArgs& args) {
   if (chunks > kSizes) return 0;
   auto& answer = known[device][chunks];
   if (answer == 0) {
-    int found = 0;
+    int found = 0, largest = chosen("NGD_FAST_CUDA_CLUSTER", kMostCluster);
     for (int cluster : {16, 8})
-      if (!found && chunks * kChunk * (kMostCluster / cluster) <= kMostRows &&
+      if (!found && cluster <= largest && chunks * kChunk * (kMostCluster / cluster) <= kMostRows &&
           fits<T>(cluster, chunks * kChunk * (kMostCluster / cluster)))
         found = cluster;
     answer = static_cast<signed char>(1 + found);

@@ -1,9 +1,11 @@
 """The CUDA kernels' own code, run by the emulator, against the float64 reference."""
 
+import shutil
+
 import pytest
 import torch
 import torch.nn.functional as F
-from emulated import make
+from emulated import Emulator, describe, make
 
 from ngd_fast.objective import reference
 
@@ -347,3 +349,16 @@ def test_scale(emulator, dtype, count):
 def test_the_workspace_is_small(emulator):
     emulator.machine(multiprocessors=132, capability=80)
     assert emulator.workspace_bytes(rows=262_144, dim=256, classes=8, prototype_count=25) < 200_000
+
+
+@pytest.mark.parametrize(
+    ("largest", "one_launch"), [("", [1, 128, 1024]), ("16", [1, 128, 1024]), ("8", [1, 128]), ("0", [])]
+)
+def test_the_cluster_is_chosen_by_the_environment(emulator, tmp_path, monkeypatch, largest, one_launch):
+    """So that a GPU's owner can measure which is fastest. It is read once: a copy of the library reads it again."""
+    monkeypatch.setenv("NGD_FAST_CUDA_CLUSTER", largest)
+    monkeypatch.setenv("NGD_FAST_CUDA_OVERLAP", "0")
+    copy = Emulator(shutil.copy(emulator.path, tmp_path / "copy.so"))
+    sizes = dict(dim=256, classes=8, prototype_count=25, features=describe(torch.empty(64, 256)))
+    assert [rows for rows in (1, 128, 1024) if copy.workspace_bytes(rows=rows, **sizes) == 0] == one_launch
+    check(copy, make(37), machine=SMALL)
