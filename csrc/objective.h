@@ -3,9 +3,12 @@
 //
 // `A` is what a row is computed in: float, double, or a vector with one row in each lane (csrc/cpu). So nothing branches
 // on a row's values: `select(condition, a, b)` takes a where the condition holds. For a vector, select, exp and log must be
-// declared in this namespace before this header is included. It includes nothing itself, because csrc/cpu includes it once
-// for each instruction set: include <cmath> and <cstdint> before it.
+// declared in this namespace before this header is included. It includes nothing of the system, because csrc/cpu includes it
+// once for each instruction set: include <cmath> and <cstdint> before it.
+//
+// `S`: Settings, or what has those of its fields that are read.
 #pragma once
+#include "settings.h"
 
 #if defined(__CUDACC__)
 #define NGD_INLINE __host__ __device__ __forceinline__
@@ -94,7 +97,7 @@ struct RowScales {
   // ce_divisor: the number of rows, or for class indices the sum of their targets' weights.
   template <typename S>
   static NGD_INLINE RowScales of(const S& s, double rows, double ce_divisor) {
-    double kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : 1.0) / rows / (s.kd_is_kl ? 1 : s.classes);
+    double kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : 1.0) / rows / (s.kd_mode == kKl ? 1 : s.classes);
     return {A(1 / ce_divisor),          A(kd),
             A(1 / rows),                A(1 / ce_divisor),
             A(s.kd_weight * kd / s.kd_temperature), A(s.proto_weight / rows / s.proto_temperature)};
@@ -115,7 +118,7 @@ NGD_INLINE void logits_row(const S& s, const RowScales<Scalar>& scales, bool has
     terms.ce = terms.ce - select(w == zero, zero, w * all.log_p(z(c)));  // 0 log 0 = 0
   }
   const Scalar cold = Scalar(1 / s.kd_temperature);
-  const bool kl = has_kd && s.kd_is_kl;
+  const bool kl = has_kd && s.kd_mode == kKl;
   auto z_cold = [&](int c) NGD_LAMBDA { return z(c) * cold; };
   auto teacher_cold = [&](int c) NGD_LAMBDA { return teacher(c) * cold; };
   LogSum<A> student{zero, zero}, master{zero, zero};
@@ -168,21 +171,23 @@ NGD_INLINE void proto_row(const S& s, const RowScales<Scalar>& scales, int count
 // pull mu_c + sum over other classes of push (mu_c - mu_other).
 
 // sigma2 - var_cap where that is positive, else 0. The difference q/n - |mu|^2 of numbers near 1 is taken in double.
-NGD_INLINE double variance_excess(double square, double rows, double mean_square, double var_cap) {
-  double excess = rows > 0 ? square / rows - mean_square - var_cap : 0;
+template <typename S>
+NGD_INLINE double variance_excess(const S& s, double square, double rows, double mean_square) {
+  double excess = rows > 0 ? square / rows - mean_square - s.var_cap : 0;
   return excess <= 0 ? 0 : excess;  // NaN stays NaN
 }
 
-template <typename A>
-NGD_INLINE A variance_pull(A weight, double rows) { return A(-2 * weight / rows); }
+// weight: D-Geo's.
+template <typename A, typename S>
+NGD_INLINE A variance_pull(const S& s, A weight, double rows) { return A(-2 * weight * A(s.var_weight) / rows); }
 
 // Of one other class at this distance; adds its term. The factor 2: the pair counts in both orders.
-template <typename A>
-NGD_INLINE A margin_push(A weight, double rows, A distance, A margin, A& term) {
-  A shortage = margin - distance;
+template <typename A, typename S>
+NGD_INLINE A margin_push(const S& s, A weight, double rows, A distance, A& term) {
+  A shortage = A(s.margin) - distance;
   if (shortage <= A(0)) return A(0);
   term += shortage;
-  return distance == A(0) ? A(0) : A(-2 * weight / (distance * rows));
+  return distance == A(0) ? A(0) : A(-2 * weight * A(s.margin_weight) / (distance * rows));
 }
 
 // ---- the result ---------------------------------------------------------------------------------------------------

@@ -53,8 +53,7 @@ _COLUMNS = 64
 def objective_kernel(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
     weight_ptr, prototype_ptr, prototype_stride, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, sums_ptr, terms_ptr,
-    grad_x_ptr, grad_z_ptr, B, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
-    geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+    grad_x_ptr, grad_z_ptr, B, settings, geo_weight_value, geo_grad_scale,
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, CLASSES: tl.constexpr, SUMS_D: tl.constexpr, ROWS_D: tl.constexpr, BLOCK_B: tl.constexpr,
     HALF: tl.constexpr, HIGH_VALENCE: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr,
@@ -88,21 +87,20 @@ def objective_kernel(
             sums_ptr = own_sums_ptr
         tl.debug_barrier()
         class_stage(
-            sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, var_cap, margin, var_weight,
-            margin_weight, C, D, BLOCK_C, CLASSES, SUMS_D, HIGH_VALENCE, HALF,
+            sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, settings,
+            C, D, BLOCK_C, CLASSES, SUMS_D, HIGH_VALENCE, HALF,
         )  # fmt: skip
     tl.debug_barrier()
     ce, kd, proto, fault = sum_tiles(
         x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
         weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, 0, 1,
-        normaliser, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+        normaliser, settings,
         C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
         T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, 1,
     )  # fmt: skip
     store_terms(
-        terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight,
-        kd_temperature, proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO,
-        HAS_GEO_WEIGHT,
+        terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, settings,
+        HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO, HAS_GEO_WEIGHT,
     )  # fmt: skip
 
 
@@ -183,9 +181,7 @@ def _high_valence_bits(high_valence) -> int:
 
 def objective_fwd(
     features, logits, target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight, class_sums,
-    num_classes, high_valence, label_smoothing, kd_weight, kd_temperature, kd_mode, kd_scale_by_t2, proto_weight,
-    proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale,
-    want_features_grad, want_logits_grad,
+    num_classes, high_valence, settings, geo_weight_value, geo_grad_scale, want_features_grad, want_logits_grad,
 ):  # fmt: skip
     """Terms and gradients of the objective; the arguments of ``ngd_fast::objective_fwd``, shapes already checked.
 
@@ -196,7 +192,7 @@ def objective_fwd(
         prototypes: [K, D], not normalised; prior: [K] or [B, K].
         class_sums: [C, D + 2] float32 (S | n | q), in place of those of this batch.
         geo_weight: 0-dim tensor in place of ``geo_weight_value``.
-        kd_mode: 0 mse, 1 kl. The others as in ``functional.ngd_objective``.
+        settings: a named tuple of floats, ``Settings.packed`` of ngd_fast.objective; kd_mode: 0 mse, 1 kl.
 
     Returns:
         terms [6] float32 (total, ce, kd, proto, geo_var, geo_margin; total is NaN where a target or label was out of
@@ -223,7 +219,7 @@ def objective_fwd(
     want_z = want_logits_grad and logits is not None
     flags = dict(
         HALF=first.dtype != torch.float32, HAS_CE=has_ce, SOFT_TARGET=soft, HAS_WEIGHT=class_weight is not None,
-        HAS_KD=has_kd, KD_KL=kd_mode == 1, T_SQUARED=bool(kd_scale_by_t2), HAS_PROTO=has_proto,
+        HAS_KD=has_kd, KD_KL=settings.kd_mode == 1, T_SQUARED=settings.kd_scale_by_t2 != 0, HAS_PROTO=has_proto,
         PRIOR_ROWS=has_proto and prior.dim() == 2, HAS_GEO=has_geo, HAS_GEO_WEIGHT=geo_weight is not None,
         WANT_X=want_x, WANT_Z=want_z,
     )  # fmt: skip
@@ -247,8 +243,7 @@ def objective_fwd(
         if one_program:
             objective_kernel[(1,)](
                 *inputs, prototypes, _row_stride(prototypes), prior, _row_stride(prior), geo_weight, workspace_,
-                class_sums, terms, grad_x, grad_z, B, label_smoothing, kd_weight, kd_temperature, proto_weight,
-                proto_temperature, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
+                class_sums, terms, grad_x, grad_z, B, settings, geo_weight_value, geo_grad_scale,
                 C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"], CLASSES=p["classes"],
                 SUMS_D=p["sums_d"], ROWS_D=p["rows_d"], BLOCK_B=32 if B > 16 and K <= 64 else 16, **flags,
                 HAS_SUMS=class_sums is not None, HIGH_VALENCE=_high_valence_bits(high_valence), PROGRAMS=p["programs"],
@@ -260,13 +255,12 @@ def objective_fwd(
         )  # fmt: skip
         if has_geo:
             _launch_classes(
-                p, first.dtype, class_sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin,
-                var_weight, margin_weight, C, D, K, _high_valence_bits(high_valence), reduce=own_sums, stage=True,
+                p, first.dtype, class_sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, settings,
+                C, D, K, _high_valence_bits(high_valence), reduce=own_sums, stage=True,
             )  # fmt: skip
         rows_kernel[(p["rows_programs"],)](
             *inputs, prior, _row_stride(prior), geo_weight, workspace_, terms, grad_x, grad_z, B, p["partials"],
-            label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, var_weight,
-            margin_weight, C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"],
+            settings, geo_weight_value, C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"],
             BLOCK_D=p["rows_d"], BLOCK_B=p["rows_b"], **flags, STAGES=2, PROGRAMS=p["programs"], num_warps=4,
             maxnreg=p["rows_registers"],
         )  # fmt: skip
@@ -289,12 +283,12 @@ def _launch_sums(
 
 
 def _launch_classes(
-    p, dtype, sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight,
-    margin_weight, C, D, K, high_valence_bits, *, reduce, stage,
+    p, dtype, sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, settings, C, D, K, high_valence_bits,
+    *, reduce, stage,
 ):  # fmt: skip
     classes_kernel[(triton.cdiv(C * (D + 2), _COLUMNS) if reduce else 1,)](
-        sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
-        p["partials"], C=C, D=D, K=K, BLOCK_C=p["block_c"], CLASSES=p["classes"], BLOCK_D=p["sums_d"],
+        sums, workspace_, geo_weight, geo_weight_value, geo_grad_scale, settings, p["partials"],
+        C=C, D=D, K=K, BLOCK_C=p["block_c"], CLASSES=p["classes"], BLOCK_D=p["sums_d"],
         HIGH_VALENCE=high_valence_bits, REDUCE=reduce, STAGE=stage, HAS_GEO_WEIGHT=geo_weight is not None,
         COLUMNS=_COLUMNS, PARTIALS=64, PROGRAMS=p["programs"], HALF=dtype != torch.float32, DTYPE=_TRITON_TYPES[dtype],
         num_warps=8,
@@ -315,9 +309,8 @@ def geo_sums(features, labels, num_classes: int):
     workspace_ = torch.empty(workspace_size(C, D, 1, p["programs"], p["partials"]), dtype=torch.float32, device=device)
     with _on(device):
         _launch_sums(p, features, labels, None, None, None, workspace_, C, D, 1, True, False, False)
-        no_stage = (0.0,) * 6
         _launch_classes(
-            p, features.dtype, sums, workspace_, None, *no_stage, C, D, 1, 0, reduce=True, stage=False
+            p, features.dtype, sums, workspace_, None, 0.0, 0.0, None, C, D, 1, 0, reduce=True, stage=False
         )  # fmt: skip
     return sums
 

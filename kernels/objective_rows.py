@@ -61,7 +61,7 @@ def cross_entropy(
 @triton.jit
 def logit_terms(
     logit_ptr, logit_stride, target_ptr, target_stride, teacher_ptr, teacher_stride, weight_ptr, grad_ptr,
-    rows, in_batch, B, normaliser, label_smoothing, kd_weight, kd_temperature,
+    rows, in_batch, B, normaliser, settings,
     C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr,
     HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr, WANT_GRAD: tl.constexpr,
 ):  # fmt: skip
@@ -75,7 +75,7 @@ def logit_terms(
     if HAS_CE:
         loss, grad_ce, fault = cross_entropy(
             tl.where((c < C)[None, :], z, float("-inf")), target_ptr, target_stride, weight_ptr, rows, in_batch,
-            label_smoothing, C, BLOCK_C, SOFT_TARGET, HAS_WEIGHT,
+            settings.label_smoothing, C, BLOCK_C, SOFT_TARGET, HAS_WEIGHT,
         )  # fmt: skip
         ce += loss + fault
         # The divisor is 0 where every row is ignored: the value is then NaN, the gradient 0, as autograd has it.
@@ -85,16 +85,16 @@ def logit_terms(
         teacher = teacher.to(tl.float32)
         scale = 1.0 / B
         if T_SQUARED:
-            scale *= kd_temperature * kd_temperature
+            scale *= settings.kd_temperature * settings.kd_temperature
         if KD_KL:
-            log_q, q = log_softmax(tl.where((c < C)[None, :], z / kd_temperature, float("-inf")), C)
-            log_p, p = log_softmax(tl.where((c < C)[None, :], teacher / kd_temperature, float("-inf")), C)
+            log_q, q = log_softmax(tl.where((c < C)[None, :], z / settings.kd_temperature, float("-inf")), C)
+            log_p, p = log_softmax(tl.where((c < C)[None, :], teacher / settings.kd_temperature, float("-inf")), C)
             kd += tl.sum(tl.where(in_batch, kl_divergence(p, log_p, log_q), 0.0), 0)
-            grad += (q - p) * (kd_weight * scale / kd_temperature)
+            grad += (q - p) * (settings.kd_weight * scale / settings.kd_temperature)
         else:
-            difference = tl.where(mask, (z - teacher) / kd_temperature, 0.0)
+            difference = tl.where(mask, (z - teacher) / settings.kd_temperature, 0.0)
             kd += tl.sum(tl.sum(difference * difference, 1), 0) / C
-            grad += difference * (2.0 * kd_weight * scale / (C * kd_temperature))
+            grad += difference * (2.0 * settings.kd_weight * scale / (C * settings.kd_temperature))
     if WANT_GRAD:
         tl.store(grad_ptr + rows[:, None] * C + c[None, :], grad.to(grad_ptr.dtype.element_ty), mask=mask)
     return ce, kd
@@ -155,7 +155,7 @@ def proto_terms(
 @triton.jit
 def feature_terms(
     x_ptr, x_stride, label_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_ptr,
-    rows, in_batch, B, proto_weight, temperature,
+    rows, in_batch, B, settings,
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, DOT_C: tl.constexpr, BLOCK_K: tl.constexpr,
     BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr,
     HAS_GEO: tl.constexpr, WANT_GRAD: tl.constexpr, STAGES: tl.constexpr,
@@ -196,10 +196,10 @@ def feature_terms(
         if HAS_PROTO:
             similarity *= inv[:, None]
             loss, slope = proto_terms(
-                similarity, prior_ptr, prior_stride, rows, in_batch, temperature, K, BLOCK_K, PRIOR_ROWS
+                similarity, prior_ptr, prior_stride, rows, in_batch, settings.proto_temperature, K, BLOCK_K, PRIOR_ROWS
             )
             proto += tl.sum(loss, 0)
-            proto_scale = proto_weight / (temperature * B)
+            proto_scale = settings.proto_weight / (settings.proto_temperature * B)
             along += proto_scale * tl.sum(slope * similarity, 1)
         if WANT_GRAD:
             for d0 in tl.range(0, D, BLOCK_D, num_stages=STAGES):
@@ -221,7 +221,7 @@ def feature_terms(
 def sum_tiles(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
     weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, first, step,
-    normaliser, label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+    normaliser, settings,
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
     SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
@@ -239,7 +239,7 @@ def sum_tiles(
         if HAS_CE or HAS_KD:
             tile_ce, tile_kd = logit_terms(
                 logit_ptr, logit_stride, target_ptr, target_stride, teacher_ptr, teacher_stride, weight_ptr, grad_z_ptr,
-                rows, in_batch, B, normaliser, label_smoothing, kd_weight, kd_temperature,
+                rows, in_batch, B, normaliser, settings,
                 C, BLOCK_C, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL, T_SQUARED, WANT_Z,
             )  # fmt: skip
             ce += tile_ce
@@ -247,7 +247,7 @@ def sum_tiles(
         if HAS_PROTO or HAS_GEO:
             tile_proto, tile_fault = feature_terms(
                 x_ptr, x_stride, label_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr,
-                rows, in_batch, B, proto_weight, proto_temperature,
+                rows, in_batch, B, settings,
                 C, D, K, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, STAGES,
             )  # fmt: skip
             proto += tile_proto
@@ -257,30 +257,30 @@ def sum_tiles(
 
 @triton.jit
 def store_terms(
-    terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight,
-    kd_temperature, proto_weight, var_weight, margin_weight,
+    terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, settings,
     HAS_CE: tl.constexpr, HAS_KD: tl.constexpr, T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, HAS_GEO: tl.constexpr,
     HAS_GEO_WEIGHT: tl.constexpr,
 ):  # fmt: skip
     """terms [6] = total, ce, kd, proto, geo_var, geo_margin, from sums over all rows; a mean over no rows is NaN."""
     geo_var = 0.0
     geo_margin = 0.0
-    geo_weight = geo_weight_value
+    geo = 0.0
     if HAS_CE:
         ce = ce / normaliser
     if HAS_KD:
         kd = kd / (B * 1.0)
         if T_SQUARED:
-            kd *= kd_temperature * kd_temperature
+            kd *= settings.kd_temperature * settings.kd_temperature
     if HAS_PROTO:
         proto = proto / (B * 1.0)
     if HAS_GEO:
         geo_var += tl.load(geo_ptr) + fault
         geo_margin += tl.load(geo_ptr + 1) + fault
+        geo_weight = geo_weight_value
         if HAS_GEO_WEIGHT:
             geo_weight = tl.load(geo_weight_ptr).to(tl.float32)
-    geo = geo_weight * (var_weight * geo_var + margin_weight * geo_margin)
-    tl.store(terms_ptr, ce + kd_weight * kd + proto_weight * proto + geo)
+        geo += geo_weight * (tl.load(geo_ptr + 2) + fault)
+    tl.store(terms_ptr, ce + settings.kd_weight * kd + settings.proto_weight * proto + geo)
     tl.store(terms_ptr + 1, ce)
     tl.store(terms_ptr + 2, kd)
     tl.store(terms_ptr + 3, proto)
@@ -292,8 +292,8 @@ def store_terms(
 def rows_kernel(
     x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
     weight_ptr, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, terms_ptr, grad_x_ptr, grad_z_ptr, B, programs,
-    label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature, geo_weight_value, var_weight,
-    margin_weight, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
+    settings, geo_weight_value,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
     SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
     T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
@@ -311,8 +311,7 @@ def rows_kernel(
     ce, kd, proto, fault = sum_tiles(
         x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
         weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B,
-        tl.program_id(0), tl.num_programs(0), normaliser,
-        label_smoothing, kd_weight, kd_temperature, proto_weight, proto_temperature,
+        tl.program_id(0), tl.num_programs(0), normaliser, settings,
         C, D, K, BLOCK_C, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
         T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, STAGES,
     )  # fmt: skip
@@ -328,7 +327,6 @@ def rows_kernel(
         proto = tl.sum(tl.load(loss_ptr + 2 * PROGRAMS + slots, mask=mask, other=0.0, cache_modifier=".cg"), 0)
         fault = tl.sum(tl.load(loss_ptr + 3 * PROGRAMS + slots, mask=mask, other=0.0, cache_modifier=".cg"), 0)
         store_terms(
-            terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, kd_weight,
-            kd_temperature, proto_weight, var_weight, margin_weight, HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO,
-            HAS_GEO_WEIGHT,
+            terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, settings,
+            HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO, HAS_GEO_WEIGHT,
         )  # fmt: skip

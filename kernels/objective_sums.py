@@ -22,7 +22,7 @@ ZERO = tl.constexpr(1e-24)
 def workspace(ws_ptr, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, PROGRAMS: tl.constexpr, DTYPE: tl.constexpr):
     """Pointers into the one float32 buffer that the launches of a call share; ``workspace_size`` is its length.
 
-    int32 counters [2]; float32 geo terms [2], class scales [C], weight sums [PROGRAMS], losses [4, PROGRAMS], class
+    int32 counters [2]; float32 geo terms [3], class scales [C], weight sums [PROGRAMS], losses [4, PROGRAMS], class
     sums [C, D + 2]; class directions [C, D] and prototypes [K, D], each in float32 or as high and low halves [2, .,
     D]; partial class sums. Each starts on 16 bytes.
     """
@@ -194,12 +194,12 @@ def store_sums(out_ptr, sums, n, q, d0, C: tl.constexpr, D: tl.constexpr, DOT_C:
 
 @triton.jit
 def class_stage(
-    sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight, var_cap, margin, var_weight, margin_weight,
+    sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight, settings,
     C: tl.constexpr, D: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr, BLOCK_D: tl.constexpr,
     HIGH_VALENCE: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
-    """D-Geo (paper, section 4.3) from the class sums: its two terms to ``geo_ptr`` [2], each class's gradient to the
-    others.
+    """D-Geo (paper, section 4.3) from the class sums: its two terms and their weighted sum to ``geo_ptr`` [3], each
+    class's gradient to the others.
 
     A row f of class c has the gradient scale[c] direction[c] + a multiple of f, and normalisation projects out what
     lies along f. Directions are of order 1, so that halves hold them. CLASSES classes are compared with all BLOCK_C at
@@ -223,17 +223,17 @@ def class_stage(
             distance2 += tl.sum(difference * difference, 2)
             mean2 += tl.sum(mean * mean, 1)
         distance = tl.sqrt_rn(distance2)
-        gap = margin - distance
+        gap = settings.margin - distance
         pair = present[:, None] & (n_other > 0)[None, :] & (c[:, None] != other[None, :])
         near = pair & ~(gap <= 0)
         gap_sum += tl.sum(tl.where(near, gap, 0.0), 1)
-        excess = q * over_n - mean2 - var_cap
+        excess = q * over_n - mean2 - settings.var_cap
         wide = present & (((HIGH_VALENCE >> c.to(tl.int64)) & 1) != 0) & ~(excess <= 0)
         var_sum += tl.where(wide, excess, 0.0)
-        pull = tl.where(wide, 2.0 * var_weight, 0.0)
+        pull = tl.where(wide, 2.0 * settings.var_weight, 0.0)
         # A pair counts in both orders, hence the 2; at a distance of 0 the gradient is 0.
         apart = near & (distance != 0)
-        push = tl.where(apart, -2.0 * margin_weight / tl.where(apart, distance, 1.0), 0.0)
+        push = tl.where(apart, -2.0 * settings.margin_weight / tl.where(apart, distance, 1.0), 0.0)
         tl.store(scale_ptr + c, geo_weight * over_n, mask=c < C)
         for d0 in range(0, D, BLOCK_D):
             mean, difference = _class_means(sums_ptr, c, other, over_n, over_n_other, d0, C, D, BLOCK_D)
@@ -241,8 +241,11 @@ def class_stage(
             d = d0 + tl.arange(0, BLOCK_D)
             where = direction_ptr + c[:, None] * D + d[None, :]
             store_parts(where, where + C * D, direction, (c < C)[:, None] & (d < D)[None, :], HALF)
-    tl.store(geo_ptr, tl.sum(var_sum, 0))
-    tl.store(geo_ptr + 1, tl.sum(gap_sum, 0))
+    var = tl.sum(var_sum, 0)
+    gaps = tl.sum(gap_sum, 0)
+    tl.store(geo_ptr, var)
+    tl.store(geo_ptr + 1, gaps)
+    tl.store(geo_ptr + 2, settings.var_weight * var + settings.margin_weight * gaps)
 
 
 @triton.jit
@@ -306,8 +309,8 @@ def last_to_arrive(counter_ptr):
 
 @triton.jit(do_not_specialize=["programs"])
 def classes_kernel(
-    sums_ptr, ws_ptr, geo_weight_ptr, geo_weight_value, geo_grad_scale, var_cap, margin, var_weight, margin_weight,
-    programs, C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr,
+    sums_ptr, ws_ptr, geo_weight_ptr, geo_weight_value, geo_grad_scale, settings, programs,
+    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, CLASSES: tl.constexpr,
     BLOCK_D: tl.constexpr, HIGH_VALENCE: tl.constexpr, REDUCE: tl.constexpr, STAGE: tl.constexpr,
     HAS_GEO_WEIGHT: tl.constexpr, COLUMNS: tl.constexpr, PARTIALS: tl.constexpr, PROGRAMS: tl.constexpr,
     HALF: tl.constexpr, DTYPE: tl.constexpr,
@@ -338,6 +341,6 @@ def classes_kernel(
             else:
                 geo_weight = geo_weight_value
             class_stage(
-                sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, var_cap, margin, var_weight,
-                margin_weight, C, D, BLOCK_C, CLASSES, BLOCK_D, HIGH_VALENCE, HALF,
+                sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, settings,
+                C, D, BLOCK_C, CLASSES, BLOCK_D, HIGH_VALENCE, HALF,
             )  # fmt: skip

@@ -12,18 +12,16 @@ using at::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 using ForwardSignature = std::tuple<Tensor, Tensor, Tensor>(
     const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&,
-    const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, int64_t, at::IntArrayRef, double, double,
-    double, int64_t, bool, double, double, double, double, double, double, double, double, bool, bool);
+    const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, const MaybeTensor&, int64_t, at::IntArrayRef,
+    at::ArrayRef<double>, double, double, bool, bool);
 
 // What a call has beside features and logits, and the gradients that its forward pass left.
 struct Call : torch::CustomClassHolder {
   MaybeTensor target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight, class_sums;
   int64_t num_classes;
   std::vector<int64_t> high_valence;
-  double label_smoothing, kd_weight, kd_temperature;
-  int64_t kd_mode;
-  bool kd_scale_by_t2;
-  double proto_weight, proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale;
+  std::vector<double> settings;
+  double geo_weight_value, geo_grad_scale;
   bool want_features_grad, want_logits_grad;
   Tensor grad_features, grad_logits;
   int64_t changes_before = 0;
@@ -44,9 +42,7 @@ struct Call : torch::CustomClassHolder {
     Tensor terms;
     std::tie(terms, grad_features, grad_logits) = op.call(
         features, logits, target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight, class_sums,
-        num_classes, high_valence, label_smoothing, kd_weight, kd_temperature, kd_mode, kd_scale_by_t2, proto_weight,
-        proto_temperature, geo_weight_value, var_cap, margin, var_weight, margin_weight, geo_grad_scale, want_features_grad,
-        want_logits_grad);
+        num_classes, high_valence, settings, geo_weight_value, geo_grad_scale, want_features_grad, want_logits_grad);
     return terms;
   }
 };
@@ -113,9 +109,7 @@ std::tuple<Tensor, Tensor> objective(
     const MaybeTensor& features, const MaybeTensor& logits, const MaybeTensor& target, const MaybeTensor& prototypes,
     const MaybeTensor& prior, const MaybeTensor& labels, const MaybeTensor& teacher_logits, const MaybeTensor& class_weight,
     const MaybeTensor& geo_weight, const MaybeTensor& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
-    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
-    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
-    double var_weight, double margin_weight, double geo_grad_scale) {
+    at::ArrayRef<double> settings, double geo_weight_value, double geo_grad_scale) {
   auto call = c10::make_intrusive<Call>();
   call->target = target;
   call->prototypes = prototypes;
@@ -127,18 +121,8 @@ std::tuple<Tensor, Tensor> objective(
   call->class_sums = class_sums;
   call->num_classes = num_classes;
   call->high_valence = high_valence.vec();
-  call->label_smoothing = label_smoothing;
-  call->kd_weight = kd_weight;
-  call->kd_temperature = kd_temperature;
-  call->kd_mode = kd_mode;
-  call->kd_scale_by_t2 = kd_scale_by_t2;
-  call->proto_weight = proto_weight;
-  call->proto_temperature = proto_temperature;
+  call->settings = settings.vec();
   call->geo_weight_value = geo_weight_value;
-  call->var_cap = var_cap;
-  call->margin = margin;
-  call->var_weight = var_weight;
-  call->margin_weight = margin_weight;
   call->geo_grad_scale = geo_grad_scale;
   const auto wants = [](const MaybeTensor& t) {
     return at::GradMode::is_enabled() && t.has_value() && t->defined() && t->requires_grad();

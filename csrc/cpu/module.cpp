@@ -8,9 +8,7 @@
 #define NGD_INPUTS                                                                                                       \
   "(Tensor? features, Tensor? logits, Tensor? target, Tensor? prototypes, Tensor? prior, Tensor? labels, "               \
   "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "              \
-  "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, "                      \
-  "bool kd_scale_by_t2, float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, "            \
-  "float margin, float var_weight, float margin_weight, float geo_grad_scale"
+  "int[] high_valence, float[] settings, float geo_weight_value, float geo_grad_scale"
 
 TORCH_LIBRARY(ngd_fast, m) {
   // Terms [6] (total, ce, kd, proto, geo_var, geo_margin) and the gradients of total; [0] where not wanted.
@@ -34,6 +32,9 @@ TORCH_LIBRARY(ngd_fast, m) {
 }
 
 PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  // For ngd_fast/objective/backends.py to compare with Python's.
+  m.attr("SETTINGS") = ngd_fast::kSettings;
+  m.attr("KD_MODES") = ngd_fast::kKdModes;
   m.def("instruction_set", [] { return std::string(ngd_fast::cpu::kernels().name); },
         "Instruction set that the C++ backend uses: avx512, avx2 or baseline.");
   m.def("use_instruction_set", &ngd_fast::cpu::use_instruction_set,

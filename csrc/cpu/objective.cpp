@@ -64,9 +64,7 @@ std::tuple<Tensor, Tensor, Tensor> objective_fwd(
     const MaybeTensor& features, const MaybeTensor& logits, const MaybeTensor& target, const MaybeTensor& prototypes,
     const MaybeTensor& prior, const MaybeTensor& labels, const MaybeTensor& teacher_logits, const MaybeTensor& class_weight,
     const MaybeTensor& geo_weight, const MaybeTensor& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
-    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
-    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
-    double var_weight, double margin_weight, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
+    at::ArrayRef<double> settings, double geo_weight_value, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
   TORCH_CHECK_VALUE(given(features) || given(logits), "features, logits: wanted at least one, got neither");
   TORCH_CHECK_VALUE(given(features) || !(given(prototypes) || given(labels)), "features: wanted beside prototypes or labels");
   TORCH_CHECK_VALUE(given(logits) || !given(target), "logits: wanted beside target");
@@ -109,19 +107,11 @@ std::tuple<Tensor, Tensor, Tensor> objective_fwd(
   args.high_valence = valence.data();
   if (args.labels && given(class_sums))
     args.class_sums = matrix(class_sums->to(accumulate), "class_sums", num_classes, args.dim + 2, owner);
-  args.label_smoothing = label_smoothing;
-  args.kd_weight = kd_weight;
-  args.kd_temperature = kd_temperature;
-  args.kd_is_kl = kd_mode == 1;
-  args.kd_scale_by_t2 = kd_scale_by_t2;
-  args.proto_weight = proto_weight;
-  args.proto_temperature = proto_temperature;
+  TORCH_CHECK_VALUE(int64_t(settings.size()) == kSettingsCount, "settings: wanted ", kSettingsCount, " numbers, got ",
+                    settings.size());
+  args.unpack(settings.data());
   args.geo_weight = given(geo_weight) ? geo_weight->item<double>() : geo_weight_value;
   args.geo_grad_scale = geo_grad_scale;
-  args.var_cap = var_cap;
-  args.margin = margin;
-  args.var_weight = var_weight;
-  args.margin_weight = margin_weight;
 
   Tensor terms = at::empty({6}, first.options().dtype(accumulate));
   // Two tensors, because an operator's results must not be one and the same.

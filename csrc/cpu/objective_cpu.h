@@ -6,6 +6,8 @@
 #include <string>
 #include <type_traits>
 
+#include "../settings.h"
+
 namespace ngd_fast::cpu {
 
 enum class Type : int { kFloat32, kFloat16, kBFloat16, kFloat64 };
@@ -17,7 +19,7 @@ struct Matrix {
   int64_t stride = 0;
 };
 
-struct Args {
+struct Args : Settings {
   int64_t rows = 0;
   int dim = 0, classes = 0, prototype_count = 0;
   Matrix features, logits, teacher_logits, target_distribution, prototypes;  // [B, D], 3 times [B, C], [K, D]
@@ -27,10 +29,7 @@ struct Args {
   const int64_t* target = nullptr;  // [B]
   const int64_t* labels = nullptr;  // [B]
   const unsigned char* high_valence = nullptr;  // [C]: whether the class has the variance term
-  double label_smoothing = 0, kd_weight = 0, kd_temperature = 1;
-  bool kd_is_kl = false, kd_scale_by_t2 = false;
-  double proto_weight = 0, proto_temperature = 1;
-  double geo_weight = 0, geo_grad_scale = 1, var_cap = 0, margin = 0, var_weight = 1, margin_weight = 1;
+  double geo_weight = 0, geo_grad_scale = 1;
   void* grad_features = nullptr;  // [B, D], contiguous, of the features' type; null where not wanted
   void* grad_logits = nullptr;    // [B, C], likewise
 };

@@ -85,9 +85,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
     const Optional& features, const Optional& logits, const Optional& target, const Optional& prototypes,
     const Optional& prior, const Optional& labels, const Optional& teacher_logits, const Optional& class_weight,
     const Optional& geo_weight, const Optional& class_sums, int64_t num_classes, at::IntArrayRef high_valence,
-    double label_smoothing, double kd_weight, double kd_temperature, int64_t kd_mode, bool kd_scale_by_t2,
-    double proto_weight, double proto_temperature, double geo_weight_value, double var_cap, double margin,
-    double var_weight, double margin_weight, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
+    at::ArrayRef<double> settings, double geo_weight_value, double geo_grad_scale, bool want_features_grad, bool want_logits_grad) {
   TORCH_CHECK_VALUE(features.has_value() || logits.has_value(), "features, logits: wanted at least one of them");
   const at::Tensor& first = features.has_value() ? *features : *logits;
   TORCH_CHECK_VALUE(first.dim() == 2, "features, logits: wanted two dimensions, got shape ", first.sizes());
@@ -136,18 +134,10 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
     TORCH_CHECK_INDEX(c >= 0 && c < num_classes, "high_valence: wanted classes in [0, ", num_classes, "), got ", c);
     args.high_valence |= uint64_t(1) << c;
   }
-  args.label_smoothing = label_smoothing;
-  args.kd_weight = kd_weight;
-  args.kd_temperature = kd_temperature;
-  args.kd_is_kl = kd_mode == 1;
-  args.kd_scale_by_t2 = kd_scale_by_t2;
-  args.proto_weight = proto_weight;
-  args.proto_temperature = proto_temperature;
+  TORCH_CHECK_VALUE(int64_t(settings.size()) == kSettingsCount, "settings: wanted ", kSettingsCount, " numbers, got ",
+                    settings.size());
+  args.unpack(settings.data());
   args.geo_weight_value = geo_weight_value;
-  args.var_cap = var_cap;
-  args.margin = margin;
-  args.var_weight = var_weight;
-  args.margin_weight = margin_weight;
   args.geo_grad_scale = geo_grad_scale;
 
   auto options = first.options();
@@ -210,5 +200,8 @@ TORCH_LIBRARY_IMPL(ngd_fast, CUDA, m) {
   m.impl("scale_", &ngd_fast::scale_);
 }
 
-// The Python module holds nothing: importing it runs the registration above.
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {}
+// Importing the Python module runs the registration above.
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
+  m.attr("SETTINGS") = ngd_fast::kSettings;
+  m.attr("KD_MODES") = ngd_fast::kKdModes;
+}

@@ -37,6 +37,8 @@
 #endif
 #include <cstdint>
 
+#include "settings.h"
+
 namespace ngd_fast {
 
 enum class Type : int { kNone, kFloat32, kFloat16, kBFloat16, kFloat64 };
@@ -47,7 +49,7 @@ struct Tensor {
   Type type = Type::kNone;
 };
 
-struct ObjectiveArgs {
+struct ObjectiveArgs : Settings {
   int64_t rows = 0;
   int dim = 0, classes = 0, prototype_count = 0;
   Tensor features;                  // [B, D]; float64 only if all floating tensors are
@@ -63,10 +65,7 @@ struct ObjectiveArgs {
   Tensor class_sums;                // [C, D+2], float32 (float64): replaces the sums over these rows
   bool prior_per_row = false;
   uint64_t high_valence = 0;  // bit c: class c has the variance term
-  double label_smoothing = 0, kd_weight = 0, kd_temperature = 1;
-  bool kd_is_kl = false, kd_scale_by_t2 = false;
-  double proto_weight = 0, proto_temperature = 1;
-  double geo_weight_value = 0, var_cap = 0, margin = 0, var_weight = 1, margin_weight = 1, geo_grad_scale = 1;
+  double geo_weight_value = 0, geo_grad_scale = 1;
   Tensor terms;          // [6]: total, ce, kd, proto, geo_var, geo_margin
   Tensor grad_features;  // [B, D] or null
   Tensor grad_logits;    // [B, C] or null

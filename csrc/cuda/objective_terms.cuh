@@ -36,7 +36,7 @@ struct Row {
 struct EightClasses {
   static constexpr int classes = kClasses;
   double kd_temperature;
-  bool kd_is_kl;
+  int kd_mode;
 };
 
 // Cross-entropy and KD of one row: adds to `terms`, writes the gradient, sets a flag for a target out of range.
@@ -52,7 +52,7 @@ __device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t ro
   if (args.classes == kClasses) {
     Row<A> z(args.logits, row), distribution(args.target_distribution, row), teacher(args.teacher_logits, row);
     Row<A> weight(args.class_weight, 0, A(1));
-    EightClasses settings{args.kd_temperature, args.kd_is_kl};
+    EightClasses settings{args.kd_temperature, args.kd_mode};
     A gradient[kClasses];
     logits_row(
         settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(distribution(c), weight(c), c); }, teacher,
@@ -90,8 +90,8 @@ __device__ void class_terms(const ObjectiveArgs& args, int c, Mean mean, Count c
   for (int d = lane; d < dim; d += 32) length += double(mean(c, d)) * double(mean(c, d));
   length = warp_sum(length);
   A pull = 0;
-  if (args.high_valence >> c & 1) *var = A(variance_excess(double(square(c)), double(rows), length, args.var_cap));
-  if (*var != A(0)) pull = variance_pull(weight * A(args.var_weight), double(rows));
+  if (args.high_valence >> c & 1) *var = A(variance_excess(args, double(square(c)), double(rows), length));
+  if (*var != A(0)) pull = variance_pull(args, weight, double(rows));
   for (int first = 0; first < args.classes; first += kTogether) {
     A distance[kTogether] = {}, push[kTogether];
     for (int d = lane; d < dim; d += 32) {
@@ -108,7 +108,7 @@ __device__ void class_terms(const ObjectiveArgs& args, int c, Mean mean, Count c
     for (int j = 0; j < kTogether; ++j) {
       int other = first + j;
       bool pair = other < args.classes && other != c && rows > A(0) && count(other < args.classes ? other : c) > A(0);
-      A term = 0, slope = margin_push(weight * A(args.margin_weight), double(rows), distance[j], A(args.margin), term);
+      A term = 0, slope = margin_push(args, weight, double(rows), distance[j], term);
       *margin += pair ? term : A(0);
       push[j] = pair ? slope : A(0);
     }

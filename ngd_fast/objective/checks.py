@@ -7,8 +7,10 @@ import os
 import torch
 from torch import Tensor
 
-from ngd_fast.objective.reference import IGNORE_INDEX, NO_LABEL
-
+#: F.cross_entropy's ignore_index: such a row has no target (and, where labels default to the target, no label).
+IGNORE_INDEX = -100
+#: Such a row is left out of D-Geo.
+NO_LABEL = -1
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 #: Read once: it decides whether class indices on a GPU are looked at, which stops the host until the GPU is done.
 DEBUG = os.environ.get("NGD_FAST_DEBUG", "0") == "1"
@@ -58,13 +60,12 @@ def _shape_and_device(name, value, shapes, device) -> None:
         raise ValueError(f"{name}: wanted a tensor on {device} as the others, got one on {value.device}")
 
 
-def scalars(**values) -> None:
-    """Each must be a finite number."""
-    for name, value in values.items():
-        if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
-            raise TypeError(f"{name}: wanted a number, got {type(value).__name__}")
-        if not -math.inf < value < math.inf:
-            raise ValueError(f"{name}: wanted a finite number, got {value}")
+def finite(name: str, value) -> None:
+    """``value`` must be a finite number."""
+    if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
+        raise TypeError(f"{name}: wanted a number, got {type(value).__name__}")
+    if not -math.inf < value < math.inf:
+        raise ValueError(f"{name}: wanted a finite number, got {value}")
 
 
 def positive(name: str, value: float) -> None:
@@ -72,17 +73,22 @@ def positive(name: str, value: float) -> None:
         raise ValueError(f"{name}: wanted a number above 0, got {value}")
 
 
-def class_list(name: str, value, num_classes: int) -> None:
-    """Different class indices in [0, num_classes)."""
+def different_classes(name: str, value) -> None:
+    """Different class indices; whether there are so many classes, ``known_classes`` asks."""
     if not isinstance(value, (list, tuple)):  # not list | tuple, which Dynamo of PyTorch 2.8 cannot trace
         raise TypeError(f"{name}: wanted a list or tuple of class indices, got {type(value).__name__}")
     for c in value:
         if not isinstance(c, int) or isinstance(c, bool):
             raise TypeError(f"{name}: wanted class indices (int), got {c!r}")
-        if not 0 <= c < num_classes:
-            raise ValueError(f"{name}: wanted classes from 0 to {num_classes - 1}, got {c}")
     if len(set(value)) != len(value):
         raise ValueError(f"{name}: wanted different classes, got {tuple(value)}")
+
+
+def known_classes(name: str, value, num_classes: int) -> None:
+    """Class indices in [0, num_classes)."""
+    for c in value:
+        if not 0 <= c < num_classes:
+            raise ValueError(f"{name}: wanted classes from 0 to {num_classes - 1}, got {c}")
 
 
 def index_values(target: Tensor | None, labels: Tensor | None, num_classes: int) -> None:

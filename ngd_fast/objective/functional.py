@@ -11,15 +11,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ngd_fast.objective import backends, checks, ops, reference
-
-#: sigma2_c of unit vectors lies in [0, 1] and is 1 minus the mean cosine between two rows of the class. 0.2 asks for a
-#: mean cosine of 0.8, about 37 degrees between two rows; a class tighter than that is left alone.
-VAR_CAP = 0.2
-#: Means of unit vectors are at most 2 apart. For two classes just as tight as VAR_CAP asks, 0.5 asks that rows of
-#: different classes have a mean cosine 0.125 below that of rows of one class: it acts on classes that CE leaves
-#: confused, and on no others.
-MARGIN = 0.5
+from ngd_fast.objective import checks, choice, ops, reference
+from ngd_fast.objective.settings import MARGIN, VAR_CAP, Settings, make
 
 
 class ObjectiveOutput(NamedTuple):
@@ -108,6 +101,52 @@ def ngd_objective(
 
     Raises ValueError (shape, device, range), TypeError (type, dtype), IndexError (class index), RuntimeError (backend).
     """
+    settings = make(
+        label_smoothing,
+        kd_weight,
+        kd_temperature,
+        kd_mode,
+        kd_scale_by_t2,
+        proto_weight,
+        proto_temperature,
+        var_cap,
+        margin,
+        var_weight,
+        margin_weight,
+        high_valence,
+    )
+    return objective(
+        settings,
+        features,
+        logits,
+        target,
+        prototypes,
+        prior,
+        labels=labels,
+        teacher_logits=teacher_logits,
+        class_weight=class_weight,
+        geo_weight=geo_weight,
+        group=group,
+        backend=backend,
+    )
+
+
+def objective(
+    settings: Settings,
+    features: Tensor | None,
+    logits: Tensor,
+    target: Tensor,
+    prototypes: Tensor | None = None,
+    prior: Tensor | None = None,
+    *,
+    labels: Tensor | None = None,
+    teacher_logits: Tensor | None = None,
+    class_weight: Tensor | None = None,
+    geo_weight: float | Tensor | None = 0.012,
+    group=None,
+    backend: str | None = None,
+) -> ObjectiveOutput:
+    """``ngd_objective`` with its settings as one value, for those who call it often."""
     checks.floating("logits", logits, ("B", "C"))
     rows, num_classes = logits.shape
     device = logits.device
@@ -125,16 +164,8 @@ def ngd_objective(
         checks.floating("features", features, (rows, "D"), device=device)
     elif prototypes is not None or geo_weight is not None:
         raise ValueError("features: None, but Proto-KD (prototypes) or D-Geo (geo_weight) needs them")
-    checks.scalars(
-        label_smoothing=label_smoothing, kd_weight=kd_weight, kd_temperature=kd_temperature, proto_weight=proto_weight
-    )
-    if not 0 <= label_smoothing <= 1:
-        raise ValueError(f"label_smoothing: wanted a number from 0 to 1, got {label_smoothing}")
-    checks.positive("kd_temperature", kd_temperature)
-    if kd_mode not in ("mse", "kl"):
-        raise ValueError(f"kd_mode: wanted 'mse' or 'kl', got {kd_mode!r}")
     if prototypes is not None:
-        _check_prototypes(features, prototypes, prior, proto_temperature)
+        _check_prototypes(features, prototypes, prior)
     elif prior is not None:
         raise ValueError("prior: wanted None without prototypes, got a prior")
     if geo_weight is None:
@@ -143,36 +174,14 @@ def ngd_objective(
         if isinstance(geo_weight, Tensor):
             checks.floating("geo_weight", geo_weight, (), device=device)
         else:
-            checks.scalars(geo_weight=geo_weight)
+            checks.finite("geo_weight", geo_weight)
         if labels is None:
             labels = target if target.ndim == 1 else target.argmax(1)
-        _check_geo(labels, rows, device, num_classes, high_valence, var_cap, margin, var_weight, margin_weight)
-    return _run(
-        features,
-        logits,
-        target,
-        prototypes,
-        prior,
-        labels,
-        teacher_logits,
-        class_weight,
-        geo_weight,
-        num_classes,
-        high_valence,
-        label_smoothing,
-        kd_weight,
-        kd_temperature,
-        kd_mode,
-        bool(kd_scale_by_t2),
-        proto_weight,
-        proto_temperature,
-        var_cap,
-        margin,
-        var_weight,
-        margin_weight,
-        group,
-        backend,
+        _check_geo(labels, rows, device, num_classes, settings)
+    inputs = choice.Inputs(
+        features, logits, target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight
     )
+    return _run(settings, inputs, num_classes, group, backend)
 
 
 def proto_kd(
@@ -183,10 +192,12 @@ def proto_kd(
     features [B, D], prototypes [K, D], prior [K] or [B, K]; dtypes, backends and errors as in ``ngd_objective``.
     """
     checks.floating("features", features, ("B", "D"))
-    _check_prototypes(features, prototypes, prior, temperature, "temperature")
-    return _run(
-        features, None, None, prototypes, prior, proto_weight=1.0, proto_temperature=temperature, backend=backend
-    ).total
+    _check_prototypes(features, prototypes, prior)
+    checks.finite("temperature", temperature)
+    checks.positive("temperature", temperature)
+    settings = make(proto_weight=1.0, proto_temperature=temperature)
+    inputs = choice.Inputs(features, prototypes=prototypes, prior=prior)
+    return _run(settings, inputs, 1, None, backend).total
 
 
 def d_geo(
@@ -210,24 +221,19 @@ def d_geo(
     checks.floating("features", features, ("B", "D"))
     if not isinstance(num_classes, int) or num_classes < 1:
         raise ValueError(f"num_classes: wanted an integer of at least 1, got {num_classes!r}")
-    rows, device = features.shape[0], features.device
-    _check_geo(labels, rows, device, num_classes, high_valence, var_cap, margin, var_weight, margin_weight)
-    return _run(
-        features,
-        labels=labels,
-        geo_weight=1.0,
-        num_classes=num_classes,
-        high_valence=high_valence,
+    settings = make(
         var_cap=var_cap,
         margin=margin,
         var_weight=var_weight,
         margin_weight=margin_weight,
-        group=group,
-        backend=backend,
-    ).total
+        high_valence=high_valence,
+    )
+    _check_geo(labels, features.shape[0], features.device, num_classes, settings)
+    inputs = choice.Inputs(features, labels=labels, geo_weight=1.0)
+    return _run(settings, inputs, num_classes, group, backend).total
 
 
-def _check_prototypes(features, prototypes, prior, temperature, temperature_name="proto_temperature") -> None:
+def _check_prototypes(features, prototypes, prior) -> None:
     checks.floating("prototypes", prototypes, ("K", features.shape[1]), device=features.device)
     k = prototypes.shape[0]
     if k == 0:
@@ -235,102 +241,23 @@ def _check_prototypes(features, prototypes, prior, temperature, temperature_name
     if prior is None:
         raise ValueError(f"prior: wanted [{k}] or [B, {k}] beside prototypes, got None")
     checks.floating("prior", prior, (k,), (features.shape[0], k), device=features.device)
-    checks.scalars(**{temperature_name: temperature})
-    checks.positive(temperature_name, temperature)
 
 
-def _check_geo(labels, rows, device, num_classes, high_valence, var_cap, margin, var_weight, margin_weight) -> None:
+def _check_geo(labels, rows, device, num_classes, settings) -> None:
     checks.indices("labels", labels, rows, device)
-    checks.class_list("high_valence", high_valence, num_classes)
-    checks.scalars(var_cap=var_cap, margin=margin, var_weight=var_weight, margin_weight=margin_weight)
+    checks.known_classes("high_valence", settings.high_valence, num_classes)
 
 
-def _run(
-    features=None,
-    logits=None,
-    target=None,
-    prototypes=None,
-    prior=None,
-    labels=None,
-    teacher_logits=None,
-    class_weight=None,
-    geo_weight=None,
-    num_classes=1,
-    high_valence=(),
-    label_smoothing=0.0,
-    kd_weight=0.0,
-    kd_temperature=1.0,
-    kd_mode="mse",
-    kd_scale_by_t2=False,
-    proto_weight=0.0,
-    proto_temperature=1.0,
-    var_cap=0.0,
-    margin=0.0,
-    var_weight=0.0,
-    margin_weight=0.0,
-    group=None,
-    backend=None,
-) -> ObjectiveOutput:
+def _run(settings: Settings, inputs: choice.Inputs, num_classes: int, group, backend) -> ObjectiveOutput:
     """Checked arguments to the backend that is to compute them."""
     group = ops.resolve_group(group)
-    name = backends.choose(
-        backend, features, logits, target, prototypes, prior, teacher_logits, class_weight, geo_weight, num_classes
-    )
-    device = features.device if features is not None else logits.device
-    if (checks.DEBUG or (name == "reference" and device.type == "cpu")) and not torch.compiler.is_compiling():
-        checks.index_values(target, labels, num_classes)
+    name = choice.choose(backend, inputs, num_classes)
+    reads_values = checks.DEBUG or (name == "reference" and inputs.first.device.type == "cpu")
+    if reads_values and not torch.compiler.is_compiling():
+        checks.index_values(inputs.target, inputs.labels, num_classes)
     if name == "reference":
         # Unpacked and not sliced: torch.compile of PyTorch 2.8 cannot slice a named tuple.
-        total, *terms = reference.objective(
-            features,
-            logits,
-            target,
-            prototypes,
-            prior,
-            labels,
-            teacher_logits,
-            class_weight,
-            geo_weight,
-            num_classes=num_classes,
-            high_valence=high_valence,
-            label_smoothing=label_smoothing,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-            kd_mode=kd_mode,
-            kd_scale_by_t2=kd_scale_by_t2,
-            proto_weight=proto_weight,
-            proto_temperature=proto_temperature,
-            var_cap=var_cap,
-            margin=margin,
-            var_weight=var_weight,
-            margin_weight=margin_weight,
-            group=group,
-        )
+        total, *terms = reference.objective(*inputs, num_classes=num_classes, settings=settings, group=group)
         return ObjectiveOutput(total, *(term.detach() for term in terms))
-    total, terms = ops.objective(
-        name,
-        features,
-        logits,
-        target,
-        prototypes,
-        prior,
-        labels,
-        teacher_logits,
-        class_weight,
-        geo_weight,
-        num_classes,
-        high_valence,
-        label_smoothing,
-        kd_weight,
-        kd_temperature,
-        0 if kd_mode == "mse" else 1,
-        kd_scale_by_t2,
-        proto_weight,
-        proto_temperature,
-        var_cap,
-        margin,
-        var_weight,
-        margin_weight,
-        group,
-    )
+    total, terms = ops.objective(name, inputs, num_classes, settings, group)
     return ObjectiveOutput(total, *terms.unbind()[1:])

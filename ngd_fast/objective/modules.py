@@ -1,16 +1,20 @@
 """The objective as a module that holds the bank and the settings."""
 
 from collections.abc import Sequence
+from dataclasses import fields, replace
 
 import torch
 from torch import Tensor, nn
 
 from ngd_fast.objective import checks, functional
-from ngd_fast.objective.functional import MARGIN, VAR_CAP, ObjectiveOutput
+from ngd_fast.objective.functional import ObjectiveOutput
+from ngd_fast.objective.settings import MARGIN, VAR_CAP, Settings, make
 
 
 class NGDObjective(nn.Module):
     """``functional.ngd_objective`` with the prototype bank as buffers and the settings as attributes.
+
+    ``settings`` holds them as one value; each is an attribute too, that can be read and set.
 
     Args:
         bank: a ``PrototypeBank`` (anything with ``prototypes`` [K, D] and ``prior`` [K]), or None: no Proto-KD.
@@ -60,19 +64,21 @@ class NGDObjective(nn.Module):
             raise ValueError("prototypes, prior: wanted both or neither, got one")
         for name, value in (("prototypes", prototypes), ("prior", prior), ("class_weight", class_weight)):
             self.register_buffer(name, None if value is None else torch.as_tensor(value).detach().clone())
-        self.label_smoothing = label_smoothing
-        self.kd_weight = kd_weight
-        self.kd_temperature = kd_temperature
-        self.kd_mode = kd_mode
-        self.kd_scale_by_t2 = kd_scale_by_t2
-        self.proto_weight = proto_weight
-        self.proto_temperature = proto_temperature
+        self.settings = make(
+            label_smoothing,
+            kd_weight,
+            kd_temperature,
+            kd_mode,
+            kd_scale_by_t2,
+            proto_weight,
+            proto_temperature,
+            var_cap,
+            margin,
+            var_weight,
+            margin_weight,
+            high_valence,
+        )
         self.geo_weight = geo_weight
-        self.var_cap = var_cap
-        self.margin = margin
-        self.var_weight = var_weight
-        self.margin_weight = margin_weight
-        self.high_valence = high_valence
         self.group = group
         self.backend = backend
 
@@ -96,8 +102,9 @@ class NGDObjective(nn.Module):
         if isinstance(ramp, Tensor):
             checks.floating("ramp", ramp, (), device=getattr(logits, "device", None))
         else:
-            checks.scalars(ramp=ramp)
-        return functional.ngd_objective(
+            checks.finite("ramp", ramp)
+        return functional.objective(
+            self.settings,
             features,
             logits,
             target,
@@ -106,19 +113,7 @@ class NGDObjective(nn.Module):
             labels=labels,
             teacher_logits=teacher_logits,
             class_weight=self.class_weight,
-            label_smoothing=self.label_smoothing,
-            kd_weight=self.kd_weight,
-            kd_temperature=self.kd_temperature,
-            kd_mode=self.kd_mode,
-            kd_scale_by_t2=self.kd_scale_by_t2,
-            proto_weight=self.proto_weight,
-            proto_temperature=self.proto_temperature,
             geo_weight=None if self.geo_weight is None else ramp * self.geo_weight,
-            var_cap=self.var_cap,
-            margin=self.margin,
-            var_weight=self.var_weight,
-            margin_weight=self.margin_weight,
-            high_valence=self.high_valence,
             group=self.group,
             backend=self.backend,
         )
@@ -135,8 +130,19 @@ class NGDObjective(nn.Module):
 
     def extra_repr(self) -> str:
         bank = "no bank" if self.prototypes is None else f"bank {list(self.prototypes.shape)}"
-        return (
-            f"{bank}, label_smoothing={self.label_smoothing}, kd_weight={self.kd_weight}, kd_mode={self.kd_mode!r}, "
-            f"kd_temperature={self.kd_temperature}, proto_weight={self.proto_weight}, geo_weight={self.geo_weight}, "
-            f"backend={self.backend!r}"
-        )
+        settings = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(Settings))
+        return f"{bank}, {settings}, geo_weight={self.geo_weight}, backend={self.backend!r}"
+
+
+def _setting(name: str) -> property:
+    def get(self):
+        return getattr(self.settings, name)
+
+    def put(self, value):
+        self.settings = replace(self.settings, **{name: value})
+
+    return property(get, put, doc=f"``settings.{name}``; a new value is checked.")
+
+
+for _field in fields(Settings):
+    setattr(NGDObjective, _field.name, _setting(_field.name))

@@ -9,30 +9,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ngd_fast.objective import backends
-
-
-def fake_objective_fwd(features, logits, *args):
-    """Shapes and dtypes of objective_fwd's results."""
-    *_, want_features_grad, want_logits_grad = args
-    first = features if features is not None else logits
-    double = any(t is not None and t.dtype == torch.float64 for t in (features, logits))
-    return (
-        first.new_empty(6, dtype=torch.float64 if double else torch.float32),
-        torch.empty_like(features, memory_format=torch.contiguous_format) if want_features_grad else first.new_empty(0),
-        torch.empty_like(logits, memory_format=torch.contiguous_format) if want_logits_grad else first.new_empty(0),
-    )
-
-
-def fake_geo_sums(features, labels, num_classes):
-    """Shape and dtype of geo_sums' result."""
-    dtype = torch.float64 if features.dtype == torch.float64 else torch.float32
-    return features.new_empty(num_classes, features.shape[1] + 2, dtype=dtype)
-
+from ngd_fast.objective import backends, fakes
+from ngd_fast.objective.choice import Inputs
+from ngd_fast.objective.settings import Settings
 
 if not backends.why_not("cpu"):
-    torch.library.register_fake("ngd_fast::objective_fwd", fake_objective_fwd)
-    torch.library.register_fake("ngd_fast::geo_sums", fake_geo_sums)
+    torch.library.register_fake("ngd_fast::objective_fwd", fakes.objective_fwd)
+    torch.library.register_fake("ngd_fast::geo_sums", fakes.geo_sums)
 
 
 def resolve_group(group):
@@ -70,26 +53,10 @@ def _safe_from_underflow(tensor: Tensor | None) -> Tensor | None:
     return tensor.float()
 
 
-def objective(
-    backend: str,
-    features: Tensor | None,
-    logits: Tensor | None,
-    target: Tensor | None,
-    prototypes: Tensor | None,
-    prior: Tensor | None,
-    labels: Tensor | None,
-    teacher_logits: Tensor | None,
-    class_weight: Tensor | None,
-    geo_weight: Tensor | float | None,
-    num_classes: int,
-    high_valence,
-    *settings,
-) -> tuple[Tensor, Tensor]:
-    """(total, terms [6]) by a fused backend; total is differentiable by features and logits.
-
-    ``settings``: label_smoothing to margin_weight as in the operator's schema, without geo_weight_value; then group.
-    """
-    *settings, var_cap, margin, var_weight, margin_weight, group = settings
+def objective(backend: str, inputs: Inputs, num_classes: int, settings: Settings, group) -> tuple[Tensor, Tensor]:
+    """(total, terms [6]) by a fused backend; total is differentiable by features and logits."""
+    features, logits, *constants, geo_weight = inputs
+    labels = inputs.labels
     features, logits = _safe_from_underflow(features), _safe_from_underflow(logits)
     if backend == "triton":
         from ngd_fast.objective import triton_ops
@@ -101,29 +68,20 @@ def objective(
     if group is not None and labels is not None:
         class_sums = _global_sums(geo_sums, features, labels, num_classes, group)
         geo_grad_scale = float(dist.get_world_size(group))
-    if isinstance(geo_weight, float) and torch.compiler.is_compiling():
+    compiling = torch.compiler.is_compiling()
+    if isinstance(geo_weight, float) and compiling:
         # As a number it would be compiled in, and each epoch of a ramp would compile again, up to Dynamo's limit.
-        first = features if features is not None else logits
-        geo_weight = geo_weight * first.new_ones((), dtype=torch.float64)  # torch.full would compile it in too
+        geo_weight = geo_weight * inputs.first.new_ones((), dtype=torch.float64)  # torch.full would compile it in too
     is_tensor = isinstance(geo_weight, Tensor)
     return op(
         features,
         logits,
-        target,
-        prototypes,
-        prior,
-        labels,
-        teacher_logits,
-        class_weight,
+        *constants,
         geo_weight if is_tensor else None,
         class_sums,
         num_classes,
-        high_valence,
-        *settings,
+        () if labels is None else settings.high_valence,
+        settings.pack() if compiling else settings.packed,
         0.0 if is_tensor or geo_weight is None else geo_weight,
-        var_cap,
-        margin,
-        var_weight,
-        margin_weight,
         geo_grad_scale,
     )

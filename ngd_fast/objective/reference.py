@@ -1,12 +1,9 @@
 """The objective in plain PyTorch: the truth that every fused backend is held to, and the fallback where none fits.
 
-NeuroGaze-Distill (arXiv 2509.11916), section 4.3 and Algorithm 2:
-
-    total = CE + kd_weight KD + proto_weight Proto-KD + geo_weight (var_weight var + margin_weight margin)
-
-Every function takes float32, float64, bfloat16 or float16; halves are computed in float32, and autocast is off inside.
-Everything is differentiable twice, has no data-dependent shape and asks the device nothing, so that it can be compiled
-and captured into a CUDA graph. ``functional`` checks arguments and documents them; here they are taken as right.
+NeuroGaze-Distill (arXiv 2509.11916), section 4.3 and Algorithm 2. Every function takes float32, float64, bfloat16 or
+float16; halves are computed in float32, and autocast is off inside. Everything is differentiable twice, has no
+data-dependent shape and asks the device nothing, so that it can be compiled and captured into a CUDA graph.
+``functional`` checks arguments and documents them; here they are taken as right.
 """
 
 from collections.abc import Sequence
@@ -16,13 +13,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ngd_fast.objective.checks import IGNORE_INDEX, NO_LABEL
+from ngd_fast.objective.settings import Settings
+
 #: A row whose norm is not above this counts as zero: it has f = 0 and gradient 0 (F.normalize's gradient there is
 #: 1e12 times the upstream one, which no optimiser survives). Norms must stay below 1e19, whose square is float32's end.
 NORM_EPS = 1e-12
-#: F.cross_entropy's ignore_index: such a row has no target (and, where labels default to the target, no label).
-IGNORE_INDEX = -100
-#: Such a row is left out of D-Geo.
-NO_LABEL = -1
 
 
 class Terms(NamedTuple):
@@ -190,18 +186,7 @@ def objective(
     geo_weight: Tensor | float | None,
     *,
     num_classes: int,
-    high_valence: Sequence[int],
-    label_smoothing: float,
-    kd_weight: float,
-    kd_temperature: float,
-    kd_mode: str,
-    kd_scale_by_t2: bool,
-    proto_weight: float,
-    proto_temperature: float,
-    var_cap: float,
-    margin: float,
-    var_weight: float,
-    margin_weight: float,
+    settings: Settings,
     group=None,
 ) -> Terms:
     """All terms; arguments as in ``functional.ngd_objective``.
@@ -211,6 +196,7 @@ def objective(
     """
     dtype = accumulate_dtype(features, logits)
     device = (features if features is not None else logits).device
+    s = settings
     with torch.autocast(device.type, enabled=False):
         features, logits, prototypes, prior, teacher_logits, class_weight = (
             None if t is None else t.to(dtype)
@@ -219,14 +205,14 @@ def objective(
         zero = torch.zeros((), dtype=dtype, device=device)
         ce = kd_term = proto = geo_var = geo_margin = total = zero
         if logits is not None:
-            total = ce = cross_entropy(logits, target, class_weight, label_smoothing)
+            total = ce = cross_entropy(logits, target, class_weight, s.label_smoothing)
             if teacher_logits is not None:
-                kd_term = kd(logits, teacher_logits, kd_temperature, kd_mode, kd_scale_by_t2)
-                total = total + kd_weight * kd_term
+                kd_term = kd(logits, teacher_logits, s.kd_temperature, s.kd_mode, s.kd_scale_by_t2)
+                total = total + s.kd_weight * kd_term
         if prototypes is not None:
-            proto = proto_kd(features, prototypes, prior, proto_temperature)
-            total = total + proto_weight * proto
+            proto = proto_kd(features, prototypes, prior, s.proto_temperature)
+            total = total + s.proto_weight * proto
         if labels is not None and geo_weight is not None:
-            geo_var, geo_margin = d_geo(features, labels, num_classes, high_valence, var_cap, margin, group)
-            total = total + geo_weight * (var_weight * geo_var + margin_weight * geo_margin)
+            geo_var, geo_margin = d_geo(features, labels, num_classes, s.high_valence, s.var_cap, s.margin, group)
+            total = total + geo_weight * (s.var_weight * geo_var + s.margin_weight * geo_margin)
         return Terms(total.to(dtype), ce, kd_term, proto, geo_var, geo_margin)

@@ -4,4 +4,4 @@ import torch
 
 from ngd_fast.objective import backends
 
-why_not = torch.compiler.assume_constant_result(backends.find_why_not)
+why_not = torch.compiler.assume_constant_result(backends.why_not)

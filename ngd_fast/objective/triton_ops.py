@@ -4,21 +4,28 @@ import torch
 from torch import Tensor
 
 from ngd_fast.kernels import objective as kernels
-from ngd_fast.objective.ops import fake_geo_sums, fake_objective_fwd
+from ngd_fast.objective import fakes
+from ngd_fast.objective.settings import Packed
 
 _SCHEMA = (
     "(Tensor? features, Tensor? logits, Tensor? target, Tensor? prototypes, Tensor? prior, Tensor? labels, "
     "Tensor? teacher_logits, Tensor? class_weight, Tensor? geo_weight, Tensor? class_sums, int num_classes, "
-    "int[] high_valence, float label_smoothing, float kd_weight, float kd_temperature, int kd_mode, "
-    "bool kd_scale_by_t2, float proto_weight, float proto_temperature, float geo_weight_value, float var_cap, "
-    "float margin, float var_weight, float margin_weight, float geo_grad_scale, bool want_features_grad, "
+    "int[] high_valence, float[] settings, float geo_weight_value, float geo_grad_scale, bool want_features_grad, "
     "bool want_logits_grad) -> (Tensor terms, Tensor grad_features, Tensor grad_logits)"
 )
 
+
+
+def _objective_fwd(*args):
+    *tensors, num_classes, high_valence, settings, weight, scale, want_features_grad, want_logits_grad = args
+    wants = (want_features_grad, want_logits_grad)
+    return kernels.objective_fwd(*tensors, num_classes, high_valence, Packed(*settings), weight, scale, *wants)
+
+
 objective_fwd = torch.library.custom_op(
-    "ngd_fast::objective_fwd_triton", kernels.objective_fwd, mutates_args=(), schema=_SCHEMA
+    "ngd_fast::objective_fwd_triton", _objective_fwd, mutates_args=(), schema=_SCHEMA
 )
-objective_fwd.register_fake(fake_objective_fwd)
+objective_fwd.register_fake(fakes.objective_fwd)
 
 geo_sums = torch.library.custom_op(
     "ngd_fast::geo_sums_triton",
@@ -26,7 +33,7 @@ geo_sums = torch.library.custom_op(
     mutates_args=(),
     schema="(Tensor features, Tensor labels, int num_classes) -> Tensor",
 )
-geo_sums.register_fake(fake_geo_sums)
+geo_sums.register_fake(fakes.geo_sums)
 
 
 def _scaled(gradient: Tensor, factor: Tensor) -> Tensor:

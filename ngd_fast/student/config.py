@@ -27,7 +27,7 @@ from ngd_fast.config import Config, load_config
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import AugmentConfig
 from ngd_fast.faces.classes import CLASS_NAMES
-from ngd_fast.objective.functional import MARGIN, VAR_CAP
+from ngd_fast.objective.settings import KD_MODES, MARGIN, NAMES, VAR_CAP, Settings
 
 
 class DataConfig(Config):
@@ -82,7 +82,7 @@ class CEConfig(Config):
 
 class KDConfig(Config):
     weight: float = Field(0.0, ge=0)
-    mode: Literal["mse", "kl"] = "mse"
+    mode: Literal[KD_MODES] = "mse"
     temperature: float = Field(5.0, gt=0)
     scale_by_t2: bool = False
     teacher: str | None = None
@@ -143,6 +143,14 @@ class ObjectiveConfig(Config):
     geo: GeoConfig = GeoConfig()
     backend: Literal["reference", "cpu", "triton", "cuda"] | None = None
     """Which implementation; None takes the fastest that fits."""
+
+    def settings(self) -> Settings:
+        """As the objective takes them: each under its own name, or behind that of its section (``kd.weight``)."""
+        given = {"high_valence": tuple(CLASS_NAMES.index(name) for name in self.geo.positive_classes)}
+        for section, options in self:
+            for name, value in options if isinstance(options, Config) else ():
+                given |= {key: value for key in (name, f"{section}_{name}") if key in NAMES}
+        return Settings(**given)
 
 
 class OptimizerConfig(Config):

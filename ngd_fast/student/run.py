@@ -19,7 +19,7 @@ from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
 from ngd_fast.faces.pixels import source_shape
-from ngd_fast.objective import backends
+from ngd_fast.objective import backends, choice
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
@@ -357,6 +357,6 @@ def _choose_backend(config: StudentConfig, device: torch.device) -> str:
     """The objective's backend; raises UserError where the one named cannot train this student on this device."""
     features = torch.empty(0, config.model.embedding_dim, device=device)
     try:
-        return backends.choose(config.objective.backend, features, *[None] * 7, num_classes=len(CLASS_NAMES))
+        return choice.choose(config.objective.backend, choice.Inputs(features), len(CLASS_NAMES))
     except RuntimeError as error:
         raise UserError(f"objective.backend: {error}") from None

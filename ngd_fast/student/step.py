@@ -6,6 +6,7 @@ graph (:mod:`ngd_fast.student.step_runner`); without a graph the same lines run 
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,7 +15,6 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.feeds import Batch
 from ngd_fast.objective import functional
 from ngd_fast.prototypes.bank import PrototypeBank
@@ -109,22 +109,7 @@ class StudentStep:
         self.class_prior = move(bank.class_prior) if with_bank and objective.proto.prior == "class" else None
         self.use_kd = objective.kd.weight > 0
         self.use_geo = objective.geo.weight > 0
-        self.objective_options = {
-            "label_smoothing": objective.ce.label_smoothing,
-            "kd_weight": objective.kd.weight,
-            "kd_temperature": objective.kd.temperature,
-            "kd_mode": objective.kd.mode,
-            "kd_scale_by_t2": objective.kd.scale_by_t2,
-            "proto_weight": objective.proto.weight,
-            "proto_temperature": objective.proto.temperature,
-            "var_cap": objective.geo.var_cap,
-            "margin": objective.geo.margin,
-            "var_weight": objective.geo.var_weight,
-            "margin_weight": objective.geo.margin_weight,
-            "high_valence": tuple(CLASS_NAMES.index(name) for name in objective.geo.positive_classes),
-            "backend": objective.backend,
-            "group": True if self.ranks.world_size > 1 else None,
-        }
+        self.settings = objective.settings()
 
     def run(self, batches: Sequence[Batch], teacher_logits: Sequence[torch.Tensor | None]) -> None:
         """One step of the optimizer on ``config.train.accumulation`` batches. Changes device tensors only.
@@ -164,11 +149,12 @@ class StudentStep:
             target = batch.target_dist
         elif self.config.data.draw_labels:
             target = batch.target_dist.argmax(dim=1)
-        options = self.objective_options
+        settings = self.settings
         if self.ranks.world_size > 1 and self.class_weight is not None and not target.is_floating_point():
             target = self._target_over_ranks(target)
-            options = {**options, "label_smoothing": 0.0}
-        return functional.ngd_objective(
+            settings = replace(settings, label_smoothing=0.0)
+        return functional.objective(
+            settings,
             features,
             logits,
             target,
@@ -178,7 +164,8 @@ class StudentStep:
             teacher_logits=teacher_logits if self.use_kd else None,
             class_weight=self.class_weight,
             geo_weight=self.geo_weight if self.use_geo else None,
-            **options,
+            group=True if self.ranks.world_size > 1 else None,
+            backend=self.config.objective.backend,
         )
 
     def _target_over_ranks(self, labels: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The CUDA kernels' own code, run by the emulator, against the float64 reference."""
 
 import shutil
+from dataclasses import asdict
 
 import pytest
 import torch
@@ -8,12 +9,9 @@ import torch.nn.functional as F
 from emulated import Emulator, describe, make
 
 from ngd_fast.objective import reference
+from ngd_fast.objective.settings import Settings
 
-OPTIONS = {
-    "num_classes": 8, "high_valence": (1, 2), "label_smoothing": 0.055, "kd_weight": 0.3, "kd_temperature": 5.0,
-    "kd_mode": "mse", "kd_scale_by_t2": False, "proto_weight": 0.12, "proto_temperature": 0.9, "var_cap": 0.5,
-    "margin": 1.0, "var_weight": 1.0, "margin_weight": 1.0,
-}  # fmt: skip
+OPTIONS = {**asdict(Settings()), "var_cap": 0.5, "margin": 1.0}
 INPUTS = (
     "features", "logits", "target", "prototypes", "prior", "labels", "teacher_logits", "class_weight", "geo_weight",
 )  # fmt: skip
@@ -25,7 +23,11 @@ def truth(case, options):
     """Terms and gradients by the float64 reference."""
     case = {k: v.double() if isinstance(v, torch.Tensor) and v.is_floating_point() else v for k, v in case.items()}
     leaves = [case[k].requires_grad_() for k in ("features", "logits") if case.get(k) is not None]
-    terms = reference.objective(*(case.get(name) for name in INPUTS), **{**OPTIONS, **options})
+    settings = {**OPTIONS, **options}
+    num_classes = settings.pop("num_classes", 8)
+    terms = reference.objective(
+        *(case.get(name) for name in INPUTS), num_classes=num_classes, settings=Settings(**settings)
+    )
     grads = iter(torch.autograd.grad(terms.total, leaves, allow_unused=True))
     grads = [next(grads) if case.get(k) is not None else None for k in ("features", "logits")]
     return torch.stack([t.detach() for t in terms]), *grads

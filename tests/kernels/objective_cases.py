@@ -2,6 +2,8 @@
 
 import torch
 
+from ngd_fast.objective.settings import Settings
+
 OPTIONS = dict(
     high_valence=[1, 2], label_smoothing=0.055, kd_weight=0.3, kd_temperature=5.0, kd_mode="mse", kd_scale_by_t2=False,
     proto_weight=0.12, proto_temperature=0.9, geo_weight=0.3, var_cap=0.3, margin=1.0, var_weight=1.3,
@@ -136,12 +138,14 @@ NAN_CASES = {
 }
 
 
+def settings(options):
+    """The options as the objective takes them, without what is no setting."""
+    return Settings(**{name: value for name, value in options.items() if name not in ("num_classes", "geo_weight")})
+
+
 def call(objective_fwd, tensors, options, *, geo_weight=None, class_sums=None, grad_scale=1.0, want=(True, True)):
     """The low-level operator on ``arguments()``."""
-    o = options
     return objective_fwd(
-        *(tensors[name] for name in TENSORS), geo_weight, class_sums, o["num_classes"], o["high_valence"],
-        o["label_smoothing"], o["kd_weight"], o["kd_temperature"], int(o["kd_mode"] == "kl"), o["kd_scale_by_t2"],
-        o["proto_weight"], o["proto_temperature"], o["geo_weight"], o["var_cap"], o["margin"], o["var_weight"],
-        o["margin_weight"], grad_scale, *want,
+        *(tensors[name] for name in TENSORS), geo_weight, class_sums, options["num_classes"], options["high_valence"],
+        settings(options).packed, options["geo_weight"], grad_scale, *want,
     )  # fmt: skip

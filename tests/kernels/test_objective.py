@@ -57,9 +57,9 @@ def expected(case, dtype=torch.float64):
     if dtype:
         tensors = {k: v.to(dtype) if v is not None and v.is_floating_point() else v for k, v in tensors.items()}
     leaves = [tensors[name].requires_grad_() for name in ("features", "logits") if tensors[name] is not None]
-    options.pop("geo_weight")
     geo_weight = case.get("geo_weight", cases.OPTIONS["geo_weight"])
-    terms = reference.objective(*(tensors[name] for name in cases.TENSORS), geo_weight, **options)
+    inputs = (*(tensors[name] for name in cases.TENSORS), geo_weight)
+    terms = reference.objective(*inputs, num_classes=options["num_classes"], settings=cases.settings(options))
     grads = iter(torch.autograd.grad(terms.total, leaves, allow_unused=True))
     grads = [None if tensors[name] is None else next(grads) for name in ("features", "logits")]
     return torch.stack(terms).detach(), *grads

@@ -4,7 +4,7 @@ import cases
 import pytest
 import torch
 
-from ngd_fast.objective import backends, functional
+from ngd_fast.objective import backends, choice, functional
 
 B, D, C, K = 6, 16, 4, 5
 
@@ -133,7 +133,7 @@ def test_a_gpu_that_is_too_old(monkeypatch, name):
     ):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda *_, found=capability: found)
         backends._too_old.cache_clear()
-        assert backends.find_why_not(name) == reason
+        assert backends.why_not(name) == reason
     backends._too_old.cache_clear()
 
 
@@ -146,7 +146,7 @@ def test_a_backend_for_another_device_says_so():
 def test_no_backend_named_takes_a_fused_one():
     if reason := backends.why_not("cpu"):
         pytest.skip(reason)
-    assert backends.choose(None, *(torch.zeros(2, 3),) * 2, *(None,) * 6, 3) == "cpu"
+    assert choice.choose(None, choice.Inputs(*(torch.zeros(2, 3),) * 2), 3) == "cpu"
     assert backends.available()[-1] == "reference"
 
 

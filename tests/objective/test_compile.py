@@ -8,10 +8,11 @@ import torch
 from cases import BACKENDS, device_of, make, mapped, relative, run
 
 from ngd_fast.objective import backends, functional
+from ngd_fast.objective.settings import Settings
 
 pytestmark = pytest.mark.skipif(bool(backends.why_not("cpu")), reason=backends.why_not("cpu"))
 
-SETTINGS = (8, [1, 2], 0.055, 0.3, 5.0, 0, False, 0.12, 0.9, 0.5, 0.1, 1.3, 0.8, 0.6, 1.0)
+SETTINGS = (8, [1, 2], Settings(var_cap=0.1, margin=1.3, var_weight=0.8, margin_weight=0.6).packed, 0.5, 1.0)
 DEVICES = ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)]
 
 

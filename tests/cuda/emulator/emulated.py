@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from ngd_fast.objective.settings import NAMES, Settings
+
 HERE = Path(__file__).parent
 CSRC = Path(__file__).resolve().parents[3] / "csrc"
 TYPES = {torch.float32: 1, torch.float16: 2, torch.bfloat16: 3, torch.float64: 4}
@@ -22,19 +24,22 @@ class Tensor(ctypes.Structure):
     _fields_ = (("data", ctypes.c_void_p), ("type", ctypes.c_int))
 
 
+#: Of the fields of csrc/settings.h; kd_mode, a word in Python, is a number there.
+KINDS = {float: ctypes.c_double, bool: ctypes.c_bool, str: ctypes.c_int}
+
+
 class Args(ctypes.Structure):
-    """ngd_fast::ObjectiveArgs of csrc/cuda/objective_cuda.h."""
+    """ngd_fast::ObjectiveArgs of csrc/cuda/objective_cuda.h, behind the settings that it inherits."""
 
     _fields_ = (
-        [("rows", ctypes.c_int64), ("dim", ctypes.c_int), ("classes", ctypes.c_int), ("prototype_count", ctypes.c_int)]
+        [(name, KINDS[type(getattr(Settings(), name))]) for name in NAMES]
+        + [("rows", ctypes.c_int64)]
+        + [(name, ctypes.c_int) for name in ("dim", "classes", "prototype_count")]
         + [(name, Tensor) for name in ("features", "logits", "teacher_logits", "target_distribution")]
         + [("target", ctypes.c_void_p), ("labels", ctypes.c_void_p)]
         + [(name, Tensor) for name in ("prototypes", "prior", "class_weight", "geo_weight", "class_sums")]
         + [("prior_per_row", ctypes.c_bool), ("high_valence", ctypes.c_uint64)]
-        + [(name, ctypes.c_double) for name in ("label_smoothing", "kd_weight", "kd_temperature")]
-        + [("kd_is_kl", ctypes.c_bool), ("kd_scale_by_t2", ctypes.c_bool)]
-        + [(name, ctypes.c_double) for name in ("proto_weight", "proto_temperature", "geo_weight_value", "var_cap")]
-        + [(name, ctypes.c_double) for name in ("margin", "var_weight", "margin_weight", "geo_grad_scale")]
+        + [("geo_weight_value", ctypes.c_double), ("geo_grad_scale", ctypes.c_double)]
         + [(name, Tensor) for name in ("terms", "grad_features", "grad_logits")]
         + [("workspace", ctypes.c_void_p)]
     )
@@ -87,11 +92,10 @@ class Emulator:
 
     def objective(
         self, *, features=None, logits=None, target=None, prototypes=None, prior=None, labels=None, teacher_logits=None,
-        class_weight=None, geo_weight=None, class_sums=None, num_classes=8, high_valence=(1, 2), label_smoothing=0.055,
-        kd_weight=0.3, kd_temperature=5.0, kd_mode="mse", kd_scale_by_t2=False, proto_weight=0.12,
-        proto_temperature=0.9, var_cap=0.5, margin=1.0, var_weight=1.0, margin_weight=1.0, geo_grad_scale=1.0,
-        want_grad=True,
+        class_weight=None, geo_weight=None, class_sums=None, num_classes=8, geo_grad_scale=1.0, want_grad=True,
+        **options,
     ):  # fmt: skip
+        settings = Settings(**{"var_cap": 0.5, "margin": 1.0, **options})
         any_input = features if features is not None else logits
         exact = any_input.dtype == torch.float64
         is_tensor = isinstance(geo_weight, torch.Tensor)
@@ -115,19 +119,9 @@ class Emulator:
             geo_weight=describe(geo_weight if is_tensor else None),
             class_sums=describe(class_sums),
             prior_per_row=prior is not None and prior.ndim == 2,
-            high_valence=sum(1 << c for c in high_valence),
-            label_smoothing=label_smoothing,
-            kd_weight=kd_weight,
-            kd_temperature=kd_temperature,
-            kd_is_kl=kd_mode == "kl",
-            kd_scale_by_t2=kd_scale_by_t2,
-            proto_weight=proto_weight,
-            proto_temperature=proto_temperature,
+            high_valence=sum(1 << c for c in settings.high_valence),
+            **{name: int(v) if name == "kd_mode" else v for name, v in zip(NAMES, settings.packed)},
             geo_weight_value=0.0 if is_tensor or geo_weight is None else geo_weight,
-            var_cap=var_cap,
-            margin=margin,
-            var_weight=var_weight,
-            margin_weight=margin_weight,
             geo_grad_scale=geo_grad_scale,
             terms=describe(terms.tensor),
             grad_features=describe(grads[0] and grads[0].tensor),

@@ -1,0 +1,94 @@
+"""Which backend a call takes."""
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._C import _functorch
+from torch.autograd import forward_ad
+
+from ngd_fast.objective import backends
+
+#: What the CUDA and Triton kernels are compiled for; the C++ backend has no such limits.
+MAX_DIM, MAX_CLASSES, MAX_PROTOTYPES = 2048, 64, 256
+
+
+class Inputs(NamedTuple):
+    """Tensors of a call and D-Geo's weight, checked; None switches off what they are for."""
+
+    features: Tensor | None = None
+    logits: Tensor | None = None
+    target: Tensor | None = None
+    prototypes: Tensor | None = None
+    prior: Tensor | None = None
+    labels: Tensor | None = None
+    teacher_logits: Tensor | None = None
+    class_weight: Tensor | None = None
+    geo_weight: Tensor | float | None = None
+
+    @property
+    def first(self) -> Tensor:
+        """Features, or else logits."""
+        return self.features if self.features is not None else self.logits
+
+
+def _why_not(name: str) -> str:
+    if torch.compiler.is_compiling():
+        from ngd_fast.objective import traced  # imports torch._dynamo, a second that eager users need not wait
+
+        return traced.why_not(name)
+    return backends.why_not(name)
+
+
+def _unfit(name: str, inputs: Inputs, num_classes: int) -> str:
+    """Why a backend cannot take these tensors; empty where it can."""
+    device = inputs.first.device.type
+    if name == "cpu" and device != "cpu":
+        return f"takes CPU tensors, got {device}"
+    if name == "cuda" and device != "cuda":
+        return f"takes CUDA tensors, got {device}"
+    if name == "triton":
+        if device != "cuda" and not (device == "cpu" and backends.interpreting()):
+            return f"takes CUDA tensors, got {device}"
+        if any(t is not None and t.dtype == torch.float64 for t in inputs[:2]):
+            return "has no float64"
+    if name in ("triton", "cuda"):
+        for what, size, limit in (
+            ("features: D", 0 if inputs.features is None else inputs.features.shape[1], MAX_DIM),
+            ("classes: C", num_classes, MAX_CLASSES),
+            ("prototypes: K", 0 if inputs.prototypes is None else inputs.prototypes.shape[0], MAX_PROTOTYPES),
+        ):
+            if size > limit:
+                return f"{what} = {size} is above its limit of {limit}"
+    if forward_ad._current_level >= 0:
+        return "has no forward-mode derivative (take backend='reference')"
+    if not torch.compiler.is_compiling():  # Dynamo does not know the question
+        transforms = _functorch.get_interpreter_stack() or ()
+        if any(transform.key() == _functorch.TransformType.Grad for transform in transforms):
+            return "has no derivative by torch.func (take backend='reference')"
+    if torch.is_grad_enabled():
+        for what, tensor in zip(Inputs._fields, inputs):
+            if isinstance(tensor, Tensor) and tensor.requires_grad and what not in ("features", "logits"):
+                return f"has no gradient by {what} (detach it, or take backend='reference')"
+    return ""
+
+
+def choose(backend: str | None, inputs: Inputs, num_classes: int) -> str:
+    """The backend of a call: the one named, or else the fastest that is there and takes these tensors.
+
+    Raises ValueError for an unknown name, RuntimeError for a named backend that is not there or does not fit.
+    """
+    if backend is None:
+        device = inputs.first.device.type
+        for name in ("cpu",) if device == "cpu" else ("cuda", "triton") if device == "cuda" else ():
+            if not _why_not(name) and not _unfit(name, inputs, num_classes):
+                return name
+        return "reference"
+    reason = _why_not(backend)
+    if reason:
+        raise RuntimeError(f"backend {backend!r} is not available: {reason}")
+    if backend != "reference":
+        reason = _unfit(backend, inputs, num_classes)
+        if reason:
+            raise RuntimeError(f"backend {backend!r} cannot do this: {reason}")
+    return backend
