@@ -266,3 +266,13 @@ def check_sums(folder: str | Path) -> list[str]:
         elif sha256(path) != digest:
             problems.append(f"{name}: changed")
     return problems
+
+
+def require_untouched(file: str | Path) -> None:
+    """Raise UserError where ``file`` is not the one that the SHA256SUMS.txt beside it names; silent without one."""
+    file = Path(file)
+    if not (file.parent / SUMS_NAME).exists():
+        return
+    digest = read_sums(file.parent).get(file.name)
+    if digest is not None and sha256(file) != digest:
+        raise UserError(f"{file}: is not the file that its run wrote ({SUMS_NAME} names another checksum)")

@@ -5,7 +5,7 @@ from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from ngd_fast.artifacts.files import SUMS_NAME, check_sums, read_json, read_sums, sha256
+from ngd_fast.artifacts.files import SUMS_NAME, check_sums, read_json, read_sums
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME, check_fingerprint
 from ngd_fast.errors import UserError
 
@@ -45,16 +45,6 @@ def verify(path: str | Path) -> list[Verification]:
     if not folders:
         raise UserError(f"{path}: holds no {SUMS_NAME}, metrics.json or table; is it a finished run?")
     return [_verify_folder(folder) for folder in folders]
-
-
-def require_untouched(file: str | Path) -> None:
-    """Raise UserError where ``file`` is not the one that the SHA256SUMS.txt beside it names; silent without one."""
-    file = Path(file)
-    if not (file.parent / SUMS_NAME).exists():
-        return
-    digest = read_sums(file.parent).get(file.name)
-    if digest is not None and sha256(file) != digest:
-        raise UserError(f"{file}: is not the file that its run wrote ({SUMS_NAME} names another checksum)")
 
 
 def _verify_folder(folder: Path) -> Verification:

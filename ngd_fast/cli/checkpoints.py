@@ -37,8 +37,7 @@ class Checkpoint:
         Raises UserError for a file that is no student or not the one its run's sums name, and for a calibration of
         other weights.
         """
-        from ngd_fast.artifacts.files import read_json, sha256
-        from ngd_fast.artifacts.verify import require_untouched
+        from ngd_fast.artifacts.files import read_json, require_untouched, sha256
         from ngd_fast.student.weights import load_student, student_file
 
         file = student_file(path)
@@ -63,7 +62,7 @@ class Checkpoint:
 
 
 def _calibration(student: Path, digest: str, classes: int):
-    from ngd_fast.artifacts.verify import require_untouched
+    from ngd_fast.artifacts.files import require_untouched
     from ngd_fast.evaluation.calibration import CALIBRATION_NAME, Calibration
 
     path = student.parent / CALIBRATION_NAME

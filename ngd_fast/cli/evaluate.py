@@ -103,8 +103,7 @@ def _read_corruptions(path: str | None) -> dict | None:
     """(label, scores) of an evaluation's corruptions.json."""
     if path is None:
         return None
-    from ngd_fast.artifacts.files import read_json
-    from ngd_fast.artifacts.verify import require_untouched
+    from ngd_fast.artifacts.files import read_json, require_untouched
     from ngd_fast.student.robustness import CORRUPTIONS_NAME
 
     file = Path(path) / CORRUPTIONS_NAME if Path(path).is_dir() else Path(path)
@@ -183,8 +182,7 @@ def _source(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_s
 
 def _saved(path: Path, dataset: str | None):
     """As :func:`_source`, of a file: whose it is where a run's or an evaluation's metrics.json lies beside it."""
-    from ngd_fast.artifacts.files import read_json
-    from ngd_fast.artifacts.verify import require_untouched
+    from ngd_fast.artifacts.files import read_json, require_untouched
     from ngd_fast.evaluation.predictions import Predictions
 
     loaded = Predictions.load(path)

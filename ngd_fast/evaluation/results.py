@@ -5,9 +5,8 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-from ngd_fast.artifacts.files import read_json
+from ngd_fast.artifacts.files import read_json, require_untouched
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
-from ngd_fast.artifacts.verify import require_untouched
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.metrics import PROTOCOLS

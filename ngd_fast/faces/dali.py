@@ -15,7 +15,7 @@ import torch
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import view_parameters
-from ngd_fast.faces.feeds import Batch, Feed
+from ngd_fast.faces.batches import Batch, Feed
 from ngd_fast.faces.images import decode_image
 
 _DECODED_BY_DALI = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from ngd_fast.faces.augment import render, view_parameters
-from ngd_fast.faces.feeds import Batch, Feed
+from ngd_fast.faces.batches import Batch, Feed
 
 
 class TorchFeed(Feed):

@@ -8,7 +8,7 @@ import torch
 from ngd_fast.devices import free_memory
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import render, view_parameters
-from ngd_fast.faces.feeds import Batch, Feed
+from ngd_fast.faces.batches import Batch, Feed
 
 
 class ResidentFeed(Feed):
