@@ -83,22 +83,23 @@ def energy_figure(metrics: Mapping, series: Mapping):
 
 def learning_figure(metrics: Mapping, series: Mapping):
     learned = metrics["learned"]
-    with new_figure(8, 3.2, 1, 2) as (figure, axes):
-        angle, probe = axes[0]
+    best = learned["exact"]["probe_eigenspace"]
+    with new_figure(8 if best else 5, 3.2, 1, 2 if best else 1) as (figure, axes):
         for i, rule in enumerate(learned["rules"]):
-            steps = series[f"{rule}_steps"]
             # where rules agree, the wider lines stay visible below
             style = {"ls": LINES[i], "color": _COLORS[rule], "lw": 1.2 + 0.9 * (len(learned["rules"]) - i - 1)}
-            angle.plot(steps, np.maximum(series[f"{rule}_angle"], 1e-2), label=rule, **style)
-            probe.plot(steps, series[f"{rule}_probe"], **style)
-        angle.set(xscale="log", yscale="log", xlabel="steps", ylabel="degrees", title="Angle to the exact eigenspace")
-        angle.set_yticks([0.1, 1, 10, 90], ["0.1", "1", "10", "90"])
-        probe.set(xscale="log", xlabel="steps", ylabel="accuracy", title="Linear probe")
-        if learned["exact"]["probe_eigenspace"] is None:
-            probe.text(0.5, 0.5, "no labels", transform=probe.transAxes, ha="center")
-        else:
-            probe.axhline(learned["exact"]["probe_eigenspace"], ls=":", color="black", lw=1)
-        angle.legend()
+            steps = series[f"{rule}_steps"]
+            axes[0][0].plot(steps, np.maximum(series[f"{rule}_angle"], 1e-2), label=rule, **style)
+            if best:
+                axes[0][1].plot(steps, series[f"{rule}_probe"], **style)
+        axes[0][0].set(xscale="log", yscale="log", ylabel="degrees", title="Angle to the exact eigenspace")
+        axes[0][0].set_yticks([0.1, 1, 10, 90], ["0.1", "1", "10", "90"])
+        axes[0][0].legend()
+        if best:
+            axes[0][1].axhline(best, ls=":", color="black", lw=1)
+            axes[0][1].set(xscale="log", ylabel="accuracy", title="Linear probe")
+        for axis in axes[0]:
+            axis.set_xlabel("steps")
     return figure
 
 

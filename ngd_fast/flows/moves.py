@@ -28,7 +28,7 @@ def move_time(rule: str, beta: float, eps: float) -> float:
 
 
 class Walk:
-    """N particles, a move of all of them at a time; ``x`` [D, N] float32 and ``energy`` [N] change in place.
+    """N particles, a move of all of them at a time: ``x`` [D, N] float32 and ``energy`` [N], new ones after each.
 
     Compiled by the first step where PyTorch finds a compiler, else eager, with the same numbers up to rounding.
     """
@@ -56,7 +56,8 @@ class Walk:
     def move(self) -> None:
         centers, axis = self.wells.centers, self.wells.axis
         shape = (self.manifold.count, self.manifold.size, self.rule)
-        self._move(self.x, self.energy, self._noise, self._uniform, centers, axis, self._scale, *shape)
+        state = (self.x, self.energy, self._noise, self._uniform)
+        self.x, self.energy = self._move(*state, centers, axis, self._scale, *shape)
 
     def bytes_moved(self) -> int:
         """What a move must read (x, energy, noise, uniform) and write (x, energy)."""
@@ -66,15 +67,15 @@ class Walk:
 def move(
     x: Tensor, energy: Tensor, noise: Tensor, uniform: Tensor, centers: Tensor, axis: Tensor, scale: Tensor,
     count: int, size: int, rule: str,
-) -> None:  # fmt: skip
-    """One move of every particle: x [D, N] and energy [N] change in place; ``scale`` is (eps, beta)."""
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """x [D, N] and energy [N] after one move of every particle; ``scale`` is (eps, beta)."""
     wells, eps, beta = Wells(centers, axis), scale[0], scale[1]
     points = x.unbind()
     proposed = Spheres(count, size).propose(points, noise.unbind(), eps)
     after = wells.energy(proposed)
     accepted = uniform < acceptance(rule, beta * (after - energy))
-    x.copy_(torch.stack([torch.where(accepted, z, p) for z, p in zip(proposed, points)]))
-    energy.copy_(torch.where(accepted, after, energy))
+    moved = torch.stack([torch.where(accepted, z, p) for z, p in zip(proposed, points)])
+    return moved, torch.where(accepted, after, energy)
 
 
 def _compiled(function: Callable) -> Callable:
@@ -83,13 +84,13 @@ def _compiled(function: Callable) -> Callable:
     def call(*arguments):
         nonlocal current
         try:
-            current(*arguments)
-        except RuntimeError as error:  # PyTorch's own for a missing or failing compiler, before anything has run
+            return current(*arguments)
+        except RuntimeError as error:  # PyTorch's own for a missing or failing compiler
             if current is function:
                 raise
             say(f"particles move uncompiled: {str(error).strip().splitlines()[0]}")
             current = function
-            current(*arguments)
+            return current(*arguments)
 
     return call
 
