@@ -5,6 +5,8 @@
 #include <torch/custom_class.h>
 #include <torch/library.h>
 
+#include "autograd.h"
+
 namespace ngd_fast {
 namespace {
 
@@ -138,6 +140,38 @@ std::tuple<Tensor, Tensor> objective(
 }
 
 }  // namespace
+
+std::vector<Tensor> eager_objective(const MaybeTensor& features, const Tensor& logits, const Tensor& target,
+                                    const MaybeTensor& prototypes, const MaybeTensor& prior, const MaybeTensor& labels,
+                                    const MaybeTensor& teacher_logits, const MaybeTensor& class_weight,
+                                    const MaybeTensor& geo_weight, double geo_weight_value, bool geo,
+                                    const std::vector<int64_t>& high_valence, const std::vector<double>& settings) {
+  // torch.func differentiates by its own means.
+  if (c10::impl::tls_is_dispatch_key_included(c10::DispatchKey::FuncTorchDynamicLayerFrontMode)) return {};
+  const bool grad = at::GradMode::is_enabled();
+  const MaybeTensor given_target = target, given_logits = logits;
+  for (const MaybeTensor* t : {&given_target, &prototypes, &prior, &labels, &teacher_logits, &class_weight, &geo_weight})
+    if (*t && ((grad && (*t)->requires_grad()) || (*t)->device() != logits.device())) return {};
+  for (const MaybeTensor* t : {&features, &given_logits})
+    if (*t && ((grad && (*t)->requires_grad() && (*t)->scalar_type() == at::kHalf) || (*t)->device() != logits.device()))
+      return {};
+  const auto has = [](const MaybeTensor& t, int64_t dimensions) { return !t || t->dim() == dimensions; };
+  // What objective_fwd would take too: a row for all rows, and what it would not look at.
+  if (!has(features, 2) || logits.dim() != 2 || !has(teacher_logits, 2) || !has(class_weight, 1) || !has(geo_weight, 0) ||
+      prototypes.has_value() != prior.has_value() || (!features && (prototypes || geo)) ||
+      (geo_weight && !geo_weight->is_floating_point()) || (geo && !labels && target.dim() != 1))
+    return {};
+  const MaybeTensor used = !geo ? MaybeTensor() : labels ? labels : given_target;
+  auto [total, terms] = objective(features, logits, target, prototypes, prior, used, teacher_logits, class_weight,
+                                  geo_weight, MaybeTensor(), logits.size(1),
+                                  geo ? at::IntArrayRef(high_valence) : at::IntArrayRef(), settings, geo_weight_value, 1.0);
+  std::vector<Tensor> all{total};
+  all.reserve(6);
+  at::AutoDispatchBelowADInplaceOrView below_autograd;
+  for (int i = 1; i < 6; ++i) all.push_back(terms.select(0, i));
+  return all;
+}
+
 }  // namespace ngd_fast
 
 TORCH_LIBRARY_IMPL(ngd_fast, CompositeImplicitAutograd, m) { m.impl("objective", TORCH_FN(ngd_fast::objective)); }

@@ -1,8 +1,10 @@
 // Schemas of the operators, and the Python module: importing it runs the registrations linked into it. csrc/cuda adds its
 // kernels with TORCH_LIBRARY_IMPL(ngd_fast, CUDA, m). Documented in ngd_fast/objective/functional.py.
-#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+#include <torch/csrc/utils/pybind.h>
 #include <torch/library.h>
 
+#include "autograd.h"
 #include "objective_cpu.h"
 
 #define NGD_INPUTS                                                                                                       \
@@ -39,4 +41,6 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, m) {
         "Instruction set that the C++ backend uses: avx512, avx2 or baseline.");
   m.def("use_instruction_set", &ngd_fast::cpu::use_instruction_set,
         "Use another instruction set (one that this machine has); for tests and comparisons.", pybind11::arg("name"));
+  m.def("objective", &ngd_fast::eager_objective, "ngd_fast::objective for eager calls; see csrc/cpu/autograd.h.",
+        pybind11::call_guard<pybind11::gil_scoped_release>());
 }

@@ -147,6 +147,11 @@ def objective(
     backend: str | None = None,
 ) -> ObjectiveOutput:
     """``ngd_objective`` with its settings as one value, for those who call it often."""
+    if group is None and not checks.DEBUG and not torch.compiler.is_compiling():
+        constants = (target, prototypes, prior, labels, teacher_logits, class_weight, geo_weight)
+        terms = ops.eager(backend, settings, features, logits, *constants)
+        if terms is not None:
+            return ObjectiveOutput(*terms)
     checks.floating("logits", logits, ("B", "C"))
     rows, num_classes = logits.shape
     device = logits.device

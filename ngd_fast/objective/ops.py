@@ -8,12 +8,15 @@ only Python can: the shapes for torch.compile, and the class sums of a global ba
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.autograd import forward_ad
 
-from ngd_fast.objective import backends, fakes
+from ngd_fast.objective import backends, checks, fakes
 from ngd_fast.objective.choice import Inputs
 from ngd_fast.objective.settings import Settings
 
 if not backends.why_not("cpu"):
+    from ngd_fast import _C
+
     torch.library.register_fake("ngd_fast::objective_fwd", fakes.objective_fwd)
     torch.library.register_fake("ngd_fast::geo_sums", fakes.geo_sums)
 
@@ -51,6 +54,34 @@ def _safe_from_underflow(tensor: Tensor | None) -> Tensor | None:
     if tensor is None or tensor.dtype != torch.float16 or not (tensor.requires_grad and torch.is_grad_enabled()):
         return tensor
     return tensor.float()
+
+
+def eager(
+    backend: str | None, settings: Settings, features, logits, target, prototypes, prior, labels, teacher_logits,
+    class_weight, geo_weight,
+) -> list[Tensor] | None:  # fmt: skip
+    """The six terms of an eager call by the extension of the tensors' device, whose own checks are all that is asked.
+
+    None where another backend is meant or needed, or anything is wrong: then the checked way is gone, which says what.
+    """
+    try:
+        device = logits.device.type
+        if device not in ("cpu", "cuda") or backend not in (None, device) or backends.why_not(device):
+            return None
+        if forward_ad._current_level >= 0:
+            return None
+        number = 0.0
+        if geo_weight.__class__ is float:
+            number, weight = geo_weight, None
+            checks.finite("geo_weight", number)
+        else:
+            weight = geo_weight
+        return _C.objective(
+            features, logits, target, prototypes, prior, labels, teacher_logits, class_weight, weight, number,
+            geo_weight is not None, settings.high_valence, settings.packed,
+        ) or None  # fmt: skip
+    except Exception:
+        return None
 
 
 def objective(backend: str, inputs: Inputs, num_classes: int, settings: Settings, group) -> tuple[Tensor, Tensor]:

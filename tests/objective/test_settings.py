@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from ngd_fast import NGDObjective, functional
-from ngd_fast.objective import backends, settings
+from ngd_fast.objective import backends, ops, settings
 from ngd_fast.objective.settings import Settings, make
 
 #: Each differs from its default, and all from each other.
@@ -17,6 +17,7 @@ OTHERS = {
     "proto_weight": 0.4, "proto_temperature": 0.5, "var_cap": 0.05, "margin": 1.4, "var_weight": 0.9,
     "margin_weight": 0.3, "high_valence": (0, 3),
 }  # fmt: skip
+INPUTS = ("features", "logits", "target", "prototypes", "prior", "labels", "teacher_logits", "class_weight")
 
 
 def test_the_same_values_are_one_object():
@@ -89,3 +90,28 @@ def test_a_module_refuses_a_setting_out_of_range():
     with pytest.raises(ValueError, match="kd_temperature: wanted a number above 0, got 0"):
         module.kd_temperature = 0
     assert module.kd_temperature == 5.0
+
+
+def test_the_short_way_of_an_eager_call_is_the_checked_one(monkeypatch):
+    """Same bits; and what the extension would take but the public function refuses goes the way that refuses it."""
+    if reason := backends.why_not("cpu"):
+        pytest.skip(reason)
+    case = {"labels": None, **cases.make(7, 16, 4, 5)}
+    short = cases.run(case, "cpu")
+    with monkeypatch.context() as patch:
+        patch.setattr(ops, "eager", lambda *args: None)
+        checked = cases.run(case, "cpu")
+    assert all(map(torch.equal, short, checked))
+    taken = ops.eager("cpu", make(), *(case[name] for name in INPUTS), 0.5)
+    assert len(taken) == 6
+    for name, value in (
+        ("teacher_logits", torch.zeros(4)),
+        ("class_weight", torch.ones(1, 4)),
+        ("target", torch.zeros(7, 4)),
+        ("prior", None),
+        ("prototypes", case["prototypes"].clone().requires_grad_()),
+    ):
+        other = {**case, "labels": None, name: value}
+        assert ops.eager("cpu", make(), *(other[key] for key in INPUTS), 0.5) is None, name
+    assert ops.eager("cpu", make(), *(case[name] for name in INPUTS), torch.zeros(1)) is None
+    assert ops.eager("triton", make(), *(case[name] for name in INPUTS), 0.5) is None
