@@ -1,6 +1,5 @@
 """The study as a whole: its run folder, its numbers, its page, and what it refuses."""
 
-import ast
 import json
 
 import numpy as np
@@ -29,16 +28,6 @@ def folder(tmp_path_factory):
     options = ("--seed", 3, "--set", "gamma=0.2", "--set", "concentration=10")
     assert run("study", "--manifold", "sphere", *SMALL, *options, "--out", out) == 0
     return out
-
-
-def test_the_room_imports_nothing_else_of_the_package(repository):
-    allowed = {"console", "errors", "config", "artifacts", "flows"}
-    for path in (repository / "ngd_fast" / "flows").glob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            names = [node.module] if isinstance(node, ast.ImportFrom) else []
-            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else names
-            ours = {name.split(".")[1] for name in names if name and name.startswith("ngd_fast.")}
-            assert ours <= allowed, path.name
 
 
 def test_a_study_finds_the_wells_and_says_so(folder):
