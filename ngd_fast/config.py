@@ -9,7 +9,7 @@ import difflib
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
@@ -149,7 +149,8 @@ def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:
 
 def _models(annotation: Any) -> list[type[BaseModel]]:
     """The models that an annotation names, such as Stage in tuple[Stage, ...] | None."""
-    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+    # Python 3.10 also calls tuple[int, ...] a type.
+    if get_origin(annotation) is None and isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return [annotation]
     return [model for part in get_args(annotation) for model in _models(part)]
 

@@ -65,7 +65,7 @@ def _build(kind, value):
 
 
 def _model_in(kind):
-    if isinstance(kind, type) and issubclass(kind, BaseModel):
+    if typing.get_origin(kind) is None and isinstance(kind, type) and issubclass(kind, BaseModel):
         return kind
     return next(filter(None, map(_model_in, typing.get_args(kind))), None)
 
