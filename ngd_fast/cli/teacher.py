@@ -33,7 +33,7 @@ def _options(function: Callable) -> Callable:
 @click.option("--out", default="outs/teacher", show_default=True, type=click.Path(file_okay=False), help="Run folder.")
 @click.option("--figures/--no-figures", default=True, show_default=True, help="Draw curves into OUT/viz.")
 def train(maps, support, out, config_path, overrides, device, figures):
-    """Train one teacher; some subjects are set aside to choose the epoch and, later, to build the prototypes."""
+    """Train one teacher; some subjects are set aside to report on and, later, to build the prototypes."""
     from ngd_fast.artifacts.files import alone_in
     from ngd_fast.config import load_config
     from ngd_fast.devices import pick_device

@@ -104,7 +104,7 @@ def run_training(
         "seed": config.seed,
         "best_epoch": result.epoch,
         "interrupted": result.interrupted,
-        # The validation subjects chose the epoch: their score leans upwards. Cross-validation has no such choice.
+        # With choice "best" these subjects chose the epoch: their score leans upwards.
         "validation": evaluate_va(va[rows], target, maps.subject[rows]),
         "baselines": evaluate_baselines(maps, split.train, split.validation, config),
         "windows": {

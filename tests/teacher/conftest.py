@@ -43,6 +43,5 @@ def support() -> Topomaps:
 
 @pytest.fixture
 def quick() -> TeacherConfig:
-    return load_config(
-        TeacherConfig, overrides=["optimizer.epochs=4", "optimizer.batch_size=64", "network.width=8", "input.context=1"]
-    )
+    overrides = ["optimizer.epochs=4", "optimizer.batch_size=64", "network.width=8", "input.context=1", "choice=best"]
+    return load_config(TeacherConfig, overrides=overrides)
