@@ -7,6 +7,8 @@ A room defines its own models as subclasses of :class:`Config`; :func:`load_conf
 import contextlib
 import difflib
 import json
+import math
+import reprlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
@@ -35,18 +37,60 @@ def load_config(model: type[C], path: str | Path | None = None, overrides: Seque
     if path is not None:
         path = Path(path)
         try:
-            loaded = yaml.safe_load(path.read_text(encoding="utf-8"))
+            text = path.read_text(encoding="utf-8")
         except FileNotFoundError:
             raise UserError(f"{path}: no such configuration file") from None
         except (OSError, UnicodeDecodeError) as error:
             raise UserError(f"{path}: cannot be read ({error})") from None
-        except (yaml.YAMLError, ValueError) as error:  # ValueError: what looks like a date but is none
-            raise UserError(f"{path}: not valid YAML ({' '.join(str(error).split())})") from None
+        loaded = parse_yaml(text, path)
         if loaded is not None and not isinstance(loaded, dict):
             raise UserError(f"{path}: must hold keys and values, holds a {type(loaded).__name__}")
         data = loaded or {}
     overridden = [_apply_override(data, override) for override in overrides]
     return build_config(model, data, source=str(path) if path is not None else "configuration", overridden=overridden)
+
+
+def parse_yaml(text: str, source: object) -> Any:
+    """The value of a YAML document of plain types. Raises UserError naming ``source``, also for a key that stands twice
+    and for what is larger than any configuration, as written or by its aliases."""
+    if len(text) > _MAX_CHARACTERS:
+        raise UserError(f"{source}: {len(text):,} characters, more than any configuration has ({_MAX_CHARACTERS:,})")
+    try:
+        loader = _Loader(text)
+        root = loader.get_single_node()
+        if root is None:
+            return None
+        if not _size(root, {}) <= _MAX_CHARACTERS:
+            raise UserError(f"{source}: its aliases (*name) stand for more values than any configuration has")
+        return loader.construct_document(root)
+    except UserError:
+        raise
+    except (yaml.YAMLError, ValueError, OverflowError, RecursionError) as error:  # ValueError: a date that is none
+        raise UserError(f"{source}: not valid YAML ({' '.join(str(error).split())[:300]})") from None
+
+
+_MAX_CHARACTERS = 100_000
+
+
+class _Loader(yaml.SafeLoader):
+    """PyYAML takes the last of two equal keys and says nothing."""
+
+    def construct_mapping(self, node, deep=False):
+        names = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode) and key.value != "<<"]
+        for name in names:
+            if names.count(name) > 1:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {name} stands twice", node.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _size(node: yaml.Node, known: dict[int, float]) -> float:
+    """How many nodes there are with every alias written out; infinite where one holds itself."""
+    if id(node) not in known:
+        known[id(node)] = math.inf
+        parts = () if isinstance(node, yaml.ScalarNode) else node.value
+        parts = [part for pair in parts for part in pair] if isinstance(node, yaml.MappingNode) else parts
+        known[id(node)] = 1 + sum(_size(part, known) for part in parts)
+    return known[id(node)]
 
 
 def build_config(model: type[C], data: dict[str, Any], *, source: str, overridden: Sequence[str] = ()) -> C:
@@ -75,11 +119,11 @@ def _apply_override(data: dict[str, Any], override: str) -> str:
     """Set the key that ``override`` names; returns it, or the section around it that nothing else had set yet."""
     key, separator, text = override.partition("=")
     if not separator or not key.strip():
-        raise UserError(f"--set {override}: must be key=value, for example --set optimizer.lr=1e-3")
+        raise UserError(f"--set {override[:200]}: must be key=value, for example --set optimizer.lr=1e-3")
     try:
-        value = yaml.safe_load(text)
-    except (yaml.YAMLError, ValueError):  # ValueError: what looks like a date but is none
-        raise UserError(f"--set {override}: the value is not valid YAML") from None
+        value = parse_yaml(text, "")
+    except UserError:
+        raise UserError(f"--set {override[:200]}: the value is not valid YAML") from None
     if value == text.strip():
         # YAML 1.1 reads 1e-3 as a string (it wants 1.0e-3); nobody who types a number without quotes means a string.
         with contextlib.suppress(ValueError):
@@ -126,7 +170,7 @@ def _key(data: dict[str, Any], fault: dict[str, Any]) -> str:
 def _describe(model: type[BaseModel], key: str, faults: Sequence[dict[str, Any]]) -> str:
     first, given = faults[0], faults[0]["input"]
     if first["type"] == "extra_forbidden":
-        return f"unknown key {key}; did you mean {_nearest(key, _keys(model))}?"
+        return f"unknown key {key[:200]}; did you mean {_nearest(key[:200], _keys(model))}?"
     if first["type"] == "missing":
         return f"{key} is missing"
     messages = [fault["msg"].removeprefix("Value error, ") for fault in faults]
@@ -134,7 +178,12 @@ def _describe(model: type[BaseModel], key: str, faults: Sequence[dict[str, Any]]
     if len(messages) > 1:
         wanted = [text.removeprefix("Input should be ").partition(", unable")[0] for text in messages]
         message = f"input should be {' or '.join(wanted)}"
-    return f"{key}: {message}" + ("" if isinstance(given, dict) else f" (got {given!r})")
+    return f"{key[:200]}: {message[:500]}" + ("" if isinstance(given, dict) else f" (got {_short.repr(given)})")
+
+
+_short = reprlib.Repr()
+"""Values may be long, and those that aliases make endless."""
+_short.maxlevel, _short.maxstring, _short.maxother, _short.maxlong = 3, 200, 200, 200
 
 
 def _keys(model: type[BaseModel], prefix: str = "") -> list[str]:

@@ -30,5 +30,5 @@ def lacks_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of what ``error`` says; its class where it says nothing."""
-    return next(iter(str(error).splitlines()), type(error).__name__)
+    """The first line of what ``error`` says, 200 characters of it; its class where it says nothing."""
+    return next(iter(str(error).splitlines()), "")[:200] or type(error).__name__

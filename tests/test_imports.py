@@ -15,6 +15,7 @@ ROOMS = (
     "config",
     "devices",
     # what every room writes with; the rest of artifacts reads what others wrote
+    "artifacts.headers",
     "artifacts.files",
     "artifacts.figure_style",
     "artifacts.fingerprint",

@@ -31,6 +31,9 @@ _STYLE = {
     # matplotlib names SVG elements by a hash of this and their content instead of by chance
     "svg.hashsalt": "ngd_fast",
     "pdf.fonttype": 42,
+    # names of classes and runs are no formulas, and none of them is run as a program of TeX
+    "text.usetex": False,
+    "text.parse_math": False,
 }
 # Without these, files would hold the time and the version that wrote them.
 _METADATA = {"png": {"Software": None}, "svg": {"Date": None, "Creator": None}, "pdf": {"CreationDate": None}}

@@ -6,16 +6,17 @@ import fcntl
 import glob
 import hashlib
 import json
+import math
 import os
 import tempfile
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from ngd_fast.artifacts.headers import npz_shapes
 from ngd_fast.errors import UserError
 
 SUMS_NAME = "SHA256SUMS.txt"
@@ -146,14 +147,61 @@ def write_json(path: str | Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, sort_keys=True, allow_nan=False) + "\n")
 
 
-def read_json(path: str | Path) -> Any:
+def read_text(path: str | Path) -> str:
+    """A text in UTF-8. Raises UserError where the file is missing, no text, or nothing that ends (a pipe, a device)."""
     path = Path(path)
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
+        if path.exists() and not is_plain(path):
+            raise UserError(f"{path}: is no file")
+        return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise UserError(f"{path}: not valid JSON ({error})") from None
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path}: not UTF-8 text ({error})") from None
+    except OSError as error:
+        raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
+
+
+def read_json(path: str | Path) -> dict[str, Any]:
+    """The JSON object in a file; see :func:`parse_json`. Raises UserError for anything else."""
+    value = parse_json(read_text(path), path)
+    if not isinstance(value, dict):
+        raise UserError(f"{path}: must hold a JSON object, holds a {type(value).__name__}")
+    return value
+
+
+def parse_json(text: str, source: object) -> Any:
+    """The value that ``text`` holds. Raises UserError naming ``source``, also for what no writer here writes: NaN and
+    infinity, integers beyond 64 bits, a key that stands twice, half a character, nesting without end."""
+    try:
+        value = json.loads(
+            text, parse_constant=_finite, parse_float=_finite, parse_int=_integer, object_pairs_hook=_distinct
+        )
+        if "\\u" in text:
+            json.dumps(value, ensure_ascii=False).encode()  # halves of surrogate pairs can be neither shown nor written
+        return value
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{source}: not valid JSON ({str(error)[:200]})") from None
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(value := float(text)):
+        raise ValueError(f"the number {text[:20]} is not finite")
+    return value
+
+
+def _integer(text: str) -> int:
+    if len(text) > 21 or abs(value := int(text)) >= 2**64:
+        raise ValueError(f"the number {text[:20]}... is too large")
+    return value
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    value = dict(pairs)
+    if len(value) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"the key {next(n for n in names if names.count(n) > 1)!r} stands twice")
+    return value
 
 
 def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bool = False) -> None:
@@ -166,29 +214,38 @@ def save_npz(path: str | Path, arrays: Mapping[str, np.ndarray], *, compress: bo
             (np.savez_compressed if compress else np.savez)(file, **arrays)
 
 
-def load_npz(path: str | Path, required: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Read all arrays of an NPZ, without pickle. Missing, truncated or incomplete files are UserErrors."""
+def load_npz(path: str | Path, required: tuple[str, ...] = (), rows: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
+    """Read all arrays of an NPZ, without pickle. Those in ``rows`` must be equally long, where they are there.
+
+    Missing, truncated and incomplete files are UserErrors, and so are those whose arrays do not fit the file's size,
+    each other, or memory: that is judged from the headers.
+    """
     path = Path(path)
     if not path.exists():
         raise UserError(f"{path}: no such file")
     if path.is_dir():
         raise UserError(f"{path}: is a folder, wanted an NPZ file")
-    if not zipfile.is_zipfile(path):
+    if not path.is_file() or not zipfile.is_zipfile(path):
         raise UserError(f"{path}: not an NPZ file; is it truncated?")
+    shapes = npz_shapes(path)
+    missing = [name for name in required if name not in shapes]
+    if missing:
+        raise UserError(f"{path}: lacks {', '.join(missing)} (has {', '.join(shapes) or 'nothing'})")
+    lengths = {name: shapes[name][0] for name in rows if shapes.get(name)}
+    for name, length in lengths.items():
+        first, wanted = next(iter(lengths.items()))
+        if length != wanted:
+            raise UserError(f"{path}: has {wanted} {first} and {length} {name}, wanted as many of each")
     try:
         with np.load(path, allow_pickle=False) as archive:
-            missing = [name for name in required if name not in archive.files]
-            if missing:
-                raise UserError(f"{path}: lacks {', '.join(missing)} (has {', '.join(archive.files) or 'nothing'})")
-            return {name: archive[name] for name in archive.files}
-    except UserError:
-        raise
-    except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, KeyError, NotImplementedError) as error:
-        if "allow_pickle" in str(error):
-            raise UserError(
-                f"{path}: holds an array of Python objects, which is not unpickled; save texts with "
-                "array.astype(str), numbers with a numeric dtype"
-            ) from None
+            arrays = {name: archive[name] for name in archive.files}
+        for array in arrays.values():
+            if array.dtype.kind == "U":
+                "".join(array.ravel().tolist()).encode()  # numbers that are no character, or half of one
+        return arrays
+    except MemoryError:
+        raise UserError(f"{path}: takes more memory to read than is free") from None
+    except Exception as error:  # of a damaged file: zlib.error, SystemError for a text that is none, and what not
         raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
 
 
@@ -200,9 +257,18 @@ def require_free(folder: str | Path, *, resume: bool | None = None) -> None:
     folder = Path(folder)
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out {folder}: is a file")
+    for path in folder.iterdir() if folder.is_dir() else ():
+        if path.is_symlink() and not is_inside(path, folder):
+            raise UserError(f"--out {folder}: {path.name} is a link that leads out of it, so the run would write there")
     if not resume and folder.is_dir() and any(not p.name.startswith(".") for p in folder.iterdir()):
         remedy = "" if resume is None else "continue that run with --resume or "
         raise UserError(f"--out {folder}: is not empty; {remedy}choose another folder")
+
+
+def file_stem(name: str) -> str:
+    """``name`` as a part of a file's name: whatever could lead elsewhere, or hide the file, becomes "_"."""
+    text = "".join(c if c.isalnum() or c in "-_." else "_" for c in name[:60])
+    return "_" + text[1:] if text.startswith(".") else text
 
 
 def delimiter_of(header: str) -> str:
@@ -222,6 +288,16 @@ def sha256(path: str | Path) -> str:
     return digest.hexdigest()
 
 
+def is_plain(path: str | Path) -> bool:
+    """Whether ``path`` is a file that ends: no pipe, no device, none of those that a kernel makes up."""
+    return os.path.isfile(path) and Path(path).resolve().parts[1] not in ("proc", "sys", "dev")
+
+
+def is_inside(path: str | Path, folder: str | Path) -> bool:
+    """Whether ``path`` lies in ``folder``, wherever ``..`` and symbolic links lead."""
+    return Path(path).resolve().is_relative_to(Path(folder).resolve())
+
+
 def write_sums(folder: str | Path) -> Path:
     """Write SHA256SUMS.txt over every file below ``folder`` in the form that ``sha256sum -c`` reads."""
     folder = Path(folder)
@@ -239,12 +315,9 @@ def add_to_sums(folder: str | Path, *names: str) -> None:
 def read_sums(folder: str | Path) -> dict[str, str]:
     """{file: SHA-256} as in the folder's SHA256SUMS.txt. Raises UserError where it is missing or no such list."""
     path = Path(folder) / SUMS_NAME
-    try:
-        text = path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?") from None
-    except UnicodeDecodeError as error:
-        raise UserError(f"{path}: is no list of checksums ({error})") from None
+    if not path.exists():
+        raise UserError(f"{folder}: has no {SUMS_NAME}; is it a finished run?")
+    text = read_text(path)
     if not text.endswith("\n"):
         raise UserError(f"{path}: ends in the middle of a line; is it truncated?")
     sums = {}
@@ -252,6 +325,8 @@ def read_sums(folder: str | Path) -> dict[str, str]:
         digest, separator, name = line.partition("  ")
         if not separator or len(digest) != 64:
             raise UserError(f"{path}: line {number} is not a checksum line")
+        if name in sums:
+            raise UserError(f"{path}: names {name} twice")
         sums[name] = digest
     return sums
 
@@ -261,7 +336,9 @@ def check_sums(folder: str | Path) -> list[str]:
     problems = []
     for name, digest in read_sums(folder).items():
         path = Path(folder) / name
-        if not path.is_file():
+        if not is_inside(path, folder):
+            problems.append(f"{name}: lies outside the folder")
+        elif not is_plain(path):
             problems.append(f"{name}: missing")
         elif sha256(path) != digest:
             problems.append(f"{name}: changed")

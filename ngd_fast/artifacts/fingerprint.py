@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from ngd_fast._version import __version__
-from ngd_fast.artifacts.files import sha256, write_json, write_text
+from ngd_fast.artifacts.files import is_plain, sha256, write_json, write_text
 from ngd_fast.errors import UserError
 
 FINGERPRINT_NAME = "ablation_fingerprint.json"
@@ -62,7 +62,7 @@ def check_fingerprint(run: str | Path, fingerprint: Mapping) -> tuple[list[str],
     changed, absent = [], []
     for name, entry in fingerprint.get("files", {}).items():
         path = Path(run) / entry["path"]
-        if not path.is_file():
+        if not is_plain(path):
             outside = Path(entry["path"]).is_absolute()
             (absent if outside else changed).append(f"{name}: {entry['path']} is not there")
         elif sha256(path) != entry["sha256"]:

@@ -55,12 +55,16 @@ def page(title: str, header: str, sections: Sequence[tuple[str, str, str]]) -> s
     )
 
 
+class Best(str):
+    """A table's cell with the best value of its column."""
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]], *, caption: str = "") -> str:
-    """A table whose cells are HTML already; a cell that starts with "*" is marked as the best of its column."""
+    """A table whose cells are HTML already; those that are :class:`Best` are marked as the best of their column."""
     html = f'<div class="scroll"><table><caption>{escape(caption)}</caption><thead><tr>'
     html += "".join(f"<th>{escape(cell)}</th>" for cell in head) + "</tr></thead><tbody>"
     for row in rows:
-        cells = (f'<td class="best">{c[1:]}</td>' if c.startswith("*") else f"<td>{c}</td>" for c in row)
+        cells = (f'<td{" class=best" * isinstance(c, Best)}>{c}</td>' for c in row)
         html += f"<tr>{''.join(cells)}</tr>"
     return html + "</tbody></table></div>"
 

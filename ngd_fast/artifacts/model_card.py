@@ -35,8 +35,8 @@ def model_card(run: Result, others: Sequence[Result] = ()) -> str:
     mine = [run, *(r for r in others if r.student == run.student and not r.path.samefile(run.path))]
     compared = [r for r in others if r.student != run.student]
     parts = [
-        f"# Model card: {run.run}\n",
-        f"A facial-expression student (variant {run.variant}, seed {run.seed}) of NeuroGaze-Distill (arXiv "
+        f"# Model card: {_plain(run.run)}\n",
+        f"A facial-expression student (variant {_plain(run.variant)}, seed {run.seed}) of NeuroGaze-Distill (arXiv "
         "2509.11916), made with ngd_fast. It takes a cropped face and gives probabilities of "
         f"{len(run.blocks['eight_way']['confusion'])} expression classes.\n",
         _training(run, fingerprint),
@@ -56,22 +56,23 @@ def _training(run: Result, fingerprint: dict) -> str:
     on = [name for name, value in fingerprint.get("switches", {}).items() if value]
     if on:
         weights = fingerprint.get("weights", {})
-        terms = [f"{name} ({weights[name]:g})" if name in weights else name for name in on]
+        terms = [_plain(name) + (f" ({weights[name]:g})" if name in weights else "") for name in on]
         lines.append(f"- Terms of the objective (weight): {', '.join(terms)}")
-    config = run.data.get("config")
-    if config:
+    config = run.data.get("config", {})
+    if {"arch", "image_size", "epochs", "batch_size", "lr", "precision"} <= config.keys():
         lines.append(
-            f"- Setting: {config['arch']} at {config['image_size']} px, {config['epochs']} epochs, batches of "
-            f"{config['batch_size']}, learning rate {config['lr']:g}, {config['precision']}"
+            f"- Setting: {_plain(config['arch'])} at {config['image_size']} px, {config['epochs']} epochs, batches of "
+            f"{config['batch_size']}, learning rate {config['lr']:g}, {_plain(config['precision'])}"
         )
     if "best_epoch" in run.data:
-        lines.append(f"- Chosen: epoch {run.data['best_epoch']}, on the validation split of {run.dataset}")
+        lines.append(f"- Chosen: epoch {run.data['best_epoch']}, on the validation split of {_plain(run.dataset)}")
     environment = fingerprint.get("environment", {})
     if environment:
         devices = ", ".join(environment.get("devices") or ["CPU"])
-        lines.append(f"- Made with torch {environment.get('torch')} on {devices}; commit {fingerprint.get('commit')}")
+        made = f"torch {environment.get('torch')} on {devices}; commit {fingerprint.get('commit')}"
+        lines.append(f"- Made with {_plain(made)}")
     for name, entry in fingerprint.get("files", {}).items():
-        lines.append(f"- {name}: SHA-256 `{entry['sha256']}`")
+        lines.append(f"- {_plain(name)}: SHA-256 `{_plain(entry['sha256'])}`")
     if len(lines) == 1:
         lines.append("The run kept no fingerprint.")
     return "\n".join(lines) + "\n"
@@ -84,14 +85,15 @@ def _metrics(results: Sequence[Result]) -> str:
     lines = ["## Metrics\n", unit, *_header(head)]
     for result in results:
         for protocol, block in result.blocks.items():
-            cells = [result.dataset, PROTOCOL_TITLES[protocol], str(block["n"])]
+            cells = [_plain(result.dataset), PROTOCOL_TITLES[protocol], str(block["n"])]
             for name in TITLES:
                 interval = block.get("ci", {}).get(name)
                 shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
                 cells.append(percent(block[name]) + shown if name in block else "")
             lines.append(_row(cells))
     block = results[0].blocks["eight_way"]
-    lines += [f"\nBy class, on {results[0].dataset} (8-way):\n", *_header(["Class", "n", "Precision", "Recall", "F1"])]
+    lines.append(f"\nBy class, on {_plain(results[0].dataset)} (8-way):\n")
+    lines += _header(["Class", "n", "Precision", "Recall", "F1"])
     for name, rates in classes_of(block):
         interval = rates.get("ci", {}).get("f1")
         shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
@@ -101,9 +103,9 @@ def _metrics(results: Sequence[Result]) -> str:
             percent(rates["recall"]),
             percent(rates["f1"]) + shown,
         ]
-        lines.append(_row([name, *values]))
+        lines.append(_row([_plain(name), *values]))
     for name in block.get("absent", ()):
-        lines.append(_row([name, "0", "", "", ""]))
+        lines.append(_row([_plain(name), "0", "", "", ""]))
     return "\n".join(lines) + "\n"
 
 
@@ -111,7 +113,7 @@ def _calibration(run: Result) -> str:
     fitted = run.calibration
     if fitted is None:
         return ""
-    lines = ["## Calibration\n", f"By {fitted['method']} on {run.dataset}; after: cross-fitted.\n"]
+    lines = ["## Calibration\n", f"By {_plain(fitted['method'])} on {_plain(run.dataset)}; after: cross-fitted.\n"]
     lines += _header(["", "NLL", "Brier", "ECE", "Classwise ECE"])
     lines += [_row([when, *(f"{fitted[when][name]:.4f}" for name in SCORES)]) for when in ("before", "after")]
     return "\n".join(lines) + "\n"
@@ -122,13 +124,13 @@ def _robustness(results: Sequence[Result]) -> str:
     for r in results:
         if not r.corruptions:
             continue
-        lines += [f"\nOn {r.dataset}, clean {percent(r.corruptions['clean']['accuracy'])}:\n"]
+        lines += [f"\nOn {_plain(r.dataset)}, clean {percent(r.corruptions['clean']['accuracy'])}:\n"]
         lines += _header(["Corruption", *(f"Severity {k}" for k in range(1, 6))])
         for name, values in r.corruptions["corruptions"].items():
-            lines.append(_row([name.replace("_", " "), *(percent(v, 1) for v in values["accuracy"])]))
+            lines.append(_row([_plain(name.replace("_", " ")), *(percent(v, 1) for v in values["accuracy"])]))
         versus = r.corruptions.get("versus")
         if versus:
-            lines.append(f"\nMean corruption error over {versus['run']}: {versus['mce']:.1f} %.")
+            lines.append(f"\nMean corruption error over {_plain(versus['run'])}: {versus['mce']:.1f} %.")
     return "\n".join(["## Under corruptions: accuracy in %", *lines]) + "\n" if lines else ""
 
 
@@ -136,15 +138,15 @@ def _groups(results: Sequence[Result]) -> str:
     lines = []
     for r in results:
         for column, made in (r.slices or {}).items():
-            lines += [f"\nBy {_plain(column)} on {r.dataset} (8-way; * under {SMALL} faces):\n"]
-            lines += _header([column, "n", *(TITLES[name] for name in SLICE_METRICS)])
+            lines += [f"\nBy {_plain(column)} on {_plain(r.dataset)} (8-way; * under {SMALL} faces):\n"]
+            lines += _header([_plain(column), "n", *(TITLES[name] for name in SLICE_METRICS)])
             for group, entry in made["groups"].items():
                 cells = []
                 for name in SLICE_METRICS:
                     interval = entry.get("ci", {}).get(name)
                     shown = f" [{percent(interval[0], 1)}, {percent(interval[1], 1)}]" if interval else ""
                     cells.append(percent(entry[name]) + shown)
-                lines.append(_row([group, f"{entry['n']}{'*' if entry['small'] else ''}", *cells]))
+                lines.append(_row([_plain(group), f"{entry['n']}{'*' if entry['small'] else ''}", *cells]))
             gap = made["gaps"].get("macro_f1")
             if gap:
                 interval = f" [{', '.join(f'{100 * v:.1f}' for v in gap['ci'])}]" if "ci" in gap else ""
@@ -160,7 +162,7 @@ def _comparison(run: Result, others: Sequence[Result]) -> str:
         for protocol, block in result.blocks.items():
             if protocol != PROTOCOLS[0] and not block.get("absent"):
                 continue
-            cells = [result.run, result.variant, result.dataset, PROTOCOL_TITLES[protocol]]
+            cells = [*map(_plain, (result.run, result.variant, result.dataset)), PROTOCOL_TITLES[protocol]]
             lines.append(_row([*cells, *(percent(block[name]) if name in block else "" for name in TITLES)]))
     return "\n".join(lines) + "\n"
 
@@ -169,7 +171,9 @@ def _data(fingerprint: dict) -> str:
     lines = ["## Data and terms\n", "The weights carry the terms of what they were trained on:\n"]
     lines += [f"- {name}: {terms}" for name, terms in TERMS]
     sums = [
-        f"{name} `{entry['sha256'][:12]}`" for name, entry in fingerprint.get("files", {}).items() if "data" in name
+        f"{_plain(name)} `{_plain(entry['sha256'][:12])}`"
+        for name, entry in fingerprint.get("files", {}).items()
+        if "data" in name
     ]
     if sums:
         lines.append(f"\nThis run's files: {', '.join(sums)} (whole sums above and in {FINGERPRINT_NAME}).")
@@ -196,7 +200,7 @@ def checklist(results: Sequence[Result], fingerprint: dict, compared: Sequence[R
 
 def _responsible_use(results: Sequence[Result], fingerprint: dict, compared: Sequence[Result]) -> str:
     lines = ["## Responsible use\n"]
-    lines += [f"- [{'x' if done else ' '}] {item}" for done, item in checklist(results, fingerprint, compared)]
+    lines += [f"- [{'x' if done else ' '}] {_plain(item)}" for done, item in checklist(results, fingerprint, compared)]
     lines += ["\nProhibited:\n", *(f"- {use}" for use in PROHIBITED)]
     audit = "; groups other than those above have not been audited"
     if not any(r.slices for r in results):
@@ -214,9 +218,12 @@ def _header(cells: Sequence[str]) -> list[str]:
 
 
 def _row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(map(_plain, cells))} |"
+    return f"| {' | '.join(cells)} |"
 
 
-def _plain(text: str) -> str:
+_PLAIN = str.maketrans({**{c: f"\\{c}" for c in "\\`*[]|"}, "<": "&lt;", "&": "&amp;"})
+
+
+def _plain(text: object) -> str:
     """Text of a user (a group's name, a run's) that shall not become Markdown or HTML."""
-    return " ".join(text.replace("|", "\\|").replace("<", "&lt;").split())
+    return " ".join(str(text).translate(_PLAIN).split())

@@ -10,6 +10,7 @@ from ngd_fast.artifacts import report_behaviour as behaviour
 from ngd_fast.artifacts import report_sections as sections
 from ngd_fast.artifacts.files import write_text
 from ngd_fast.console import progress
+from ngd_fast.errors import UserError
 from ngd_fast.evaluation.latex import percent
 from ngd_fast.evaluation.results import Result, by_variant, load_results
 from ngd_fast.evaluation.tables import write_tables
@@ -59,7 +60,11 @@ def write_report(
     )
     parts = []
     for key, heading, make in progress(makers, desc="report", unit="section"):
-        content = make(report)
+        try:
+            content = make(report)
+        except (LookupError, TypeError, AttributeError, OverflowError) as error:
+            # read from files that may come from anywhere
+            raise UserError(f"{heading}: a run's files are not as ngd-fast writes them ({error!r:.200})") from None
         if content:
             parts.append((key, heading, content))
     write_text(out, html.page(title, _header(report), parts))

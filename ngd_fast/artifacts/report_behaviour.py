@@ -44,7 +44,7 @@ def geometry(report: Report) -> str:
     predictions = report.with_predictions(features=True)
     if not predictions:
         return ""
-    cap, margin = agreed(report, lambda geo: (geo["var_cap"], geo["margin"])) or (None, None)
+    cap, margin = agreed(report, lambda geo: (geo.var_cap, geo.margin)) or (None, None)
     content = report.figure(
         "geometry",
         geometry_figure(predictions, var_cap=cap, margin=margin),

@@ -6,11 +6,12 @@ from html import escape
 from pathlib import Path
 
 import numpy as np
-import yaml
 
 from ngd_fast.artifacts import html
 from ngd_fast.artifacts.figure_style import render, save_figure
+from ngd_fast.artifacts.files import file_stem, read_text
 from ngd_fast.artifacts.model_card import PROHIBITED, checklist
+from ngd_fast.config import build_config, parse_yaml
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.comparison import paired_difference, variant_samples
 from ngd_fast.evaluation.figures_classes import confusion_figure, per_class_figure
@@ -29,6 +30,7 @@ from ngd_fast.evaluation.latex import (
 from ngd_fast.evaluation.metrics import classes_of
 from ngd_fast.evaluation.results import Result
 from ngd_fast.evaluation.tables import ablation_table, xval_table
+from ngd_fast.student.config import GeoConfig
 
 
 @dataclass
@@ -46,6 +48,7 @@ class Report:
     extra: Mapping[str, bytes] = field(default_factory=dict)
     prototypes: np.ndarray | None = None
     """[K, D], for the angles of the features to their span."""
+    _used: set[str] = field(default_factory=set)
 
     @property
     def every(self) -> list[Result]:
@@ -62,6 +65,10 @@ class Report:
 
     def figure(self, name: str, drawn, caption: str) -> str:
         """Save the figure as PDF, SVG and PNG where there is a folder for it, and embed it."""
+        name = file_stem(name)
+        while name in self._used:  # B0/a and B0_a
+            name += "_"
+        self._used.add(name)
         if self.viz is None:
             image = render(drawn, "svg")
         else:
@@ -71,13 +78,13 @@ class Report:
 
 
 def _cell(summary: Mapping, best: bool) -> str:
-    mark = "*" if best else ""
+    text = percent(summary["mean"])
     if "std" in summary:
-        return f"{mark}{percent(summary['mean'])} <small>± {percent(summary['std'])}</small>"
-    if "ci" in summary:
+        text += f" <small>± {percent(summary['std'])}</small>"
+    elif "ci" in summary:
         low, high = (percent(v, 1) for v in summary["ci"])
-        return f"{mark}{percent(summary['mean'])} <small>[{low}, {high}]</small>"
-    return mark + percent(summary["mean"])
+        text += f" <small>[{low}, {high}]</small>"
+    return html.Best(text) if best else text
 
 
 def _metrics_table(rows: Sequence[Mapping], caption: str, baseline: str | None = None) -> str:
@@ -171,9 +178,8 @@ def training(report: Report) -> str:
     return content + terms + html.details("Runs: settings, best epoch and speed", speed)
 
 
-def _ramp(geo: Mapping) -> tuple[float, float] | None:
-    schedule = geo["schedule"]
-    return None if schedule["kind"] == "constant" else (schedule["start"], schedule["end"])
+def _ramp(geo: GeoConfig) -> tuple[float, float] | None:
+    return None if geo.schedule.kind == "constant" else (geo.schedule.start, geo.schedule.end)
 
 
 def classes(report: Report) -> str:
@@ -223,13 +229,16 @@ def _per_class_table(result: Result) -> str:
     return html.table(head, rows, caption=f"{result.run} on {result.dataset}, 8-way")
 
 
-def agreed(report: Report, read: Callable[[Mapping], tuple | None]) -> tuple | None:
+def agreed(report: Report, read: Callable[[GeoConfig], tuple | None]) -> tuple | None:
     """What ``read`` takes from D-Geo's settings, where all variants that have it on agree: a sweep's do not."""
     found = set()
     for result in report.shown().values():
         path = result.folder / "config.yaml"
         if (result.fingerprint or {}).get("switches", {}).get("d_geo") and path.exists():
-            found.add(read(yaml.safe_load(path.read_text(encoding="utf-8"))["objective"]["geo"]))
+            config = parse_yaml(read_text(path), path)
+            if not isinstance(config, dict) or not isinstance(config.get("objective"), dict):
+                raise UserError(f"{path}: is no student's configuration")
+            found.add(read(build_config(GeoConfig, config["objective"].get("geo") or {}, source=str(path))))
     return found.pop() if len(found) == 1 else None
 
 

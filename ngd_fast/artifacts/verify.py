@@ -41,7 +41,7 @@ def verify(path: str | Path) -> list[Verification]:
     if not path.is_dir():
         raise UserError(f"{path}: is a file, wanted a run's folder" if path.exists() else f"{path}: no such folder")
     marks = {SUMS_NAME, *_CHECKS, *_TABLES.values()}
-    folders = sorted({file.parent for file in path.rglob("*") if file.name in marks})
+    folders = sorted({file.parent for file in path.rglob("*") if file.name in marks and file.is_file()})
     if not folders:
         raise UserError(f"{path}: holds no {SUMS_NAME}, metrics.json or table; is it a finished run?")
     return [_verify_folder(folder) for folder in folders]
@@ -68,7 +68,7 @@ def _run_check(found: Verification, name: str, check: Callable[[Verification, Pa
         check(found, found.folder / name)
     except UserError as error:
         found.problems.append(f"{name}: cannot be checked: {error}")
-    except (LookupError, TypeError, AttributeError, ValueError, OSError) as error:
+    except (LookupError, TypeError, AttributeError, ValueError, OSError, RecursionError) as error:
         found.problems.append(f"{name}: is not as ngd-fast writes it ({type(error).__name__}: {error})")
 
 

@@ -2,9 +2,11 @@
 
 import errno
 import importlib
+import logging
 import os
 import sys
 import threading
+import warnings
 
 import click
 
@@ -57,6 +59,7 @@ def group():
 def main(args: list[str] | None = None) -> None:
     """Run the command line and exit: 0 done, 1 output cut off, 2 a fault the user can mend, 130 interrupted."""
     threading.excepthook = _report_thread
+    _quiet_libraries()
     try:
         status = group.main(args=args, prog_name="ngd-fast", standalone_mode=False)
     except click.exceptions.Abort:
@@ -66,7 +69,7 @@ def main(args: list[str] | None = None) -> None:
         error.show()
         status = error.exit_code
     except UserError as error:
-        click.echo(f"error: {error}", err=True)
+        click.echo(f"error: {_plain(str(error))}", err=True)
         status = 2
     except BrokenPipeError:
         # The reader of our output went away (ngd-fast ... | head); Python would complain again at exit.
@@ -79,6 +82,20 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"error: {fault}", err=True)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def _quiet_libraries() -> None:
+    """What this package has to say it says itself; of the libraries' warnings only those about a GPU's driver help."""
+    if not sys.warnoptions:
+        warnings.simplefilter("ignore")
+        warnings.filterwarnings("default", message=".*(CUDA|driver)")
+        logging.lastResort.setLevel(logging.ERROR)
+
+
+def _plain(text: str) -> str:
+    """``text`` in at most 2,000 characters, without those that steer a terminal: it may quote a hostile file."""
+    text = text if len(text) <= 2000 else f"{text[:2000]} ..."
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in text)
 
 
 def _fault_of(error: Exception) -> str:

@@ -38,6 +38,7 @@ class Checkpoint:
         other weights.
         """
         from ngd_fast.artifacts.files import read_json, require_untouched, sha256
+        from ngd_fast.evaluation.predictions import is_name
         from ngd_fast.student.weights import load_student, student_file
 
         file = student_file(path)
@@ -47,6 +48,9 @@ class Checkpoint:
             meta = {**meta, "image_size": image_size}
         metrics = file.parent / "metrics.json"
         known = read_json(metrics) if metrics.exists() else {}
+        for key in ("run", "variant"):
+            if not is_name(known.get(key) or "-"):
+                raise UserError(f"{metrics}: {key} is no name")
         run = known.get("run") or (file.resolve().parent.name if metrics.exists() else file.stem)
         digest = sha256(file)
         return cls(

@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 from click.core import ParameterSource
 
+from ngd_fast.artifacts.files import file_stem
 from ngd_fast.cli.checkpoints import Checkpoint, device_option, load_faces, raw_option
 from ngd_fast.cli.evaluate_runs import calibrate, geometry, select, table
 from ngd_fast.cli.evaluation_output import print_corruptions, print_evaluation, print_slices, write_evaluation
@@ -37,7 +38,7 @@ from ngd_fast.errors import UserError
 )
 @click.option("--flip-tta", is_flag=True, help="Average with the mirror image.")
 @click.option("--skip-bad", is_flag=True, help="Leave out images that cannot be read instead of stopping.")
-@click.option("--bootstrap", type=click.IntRange(0), default=1000, show_default=True, help="Resamples; 0: none.")
+@click.option("--bootstrap", type=click.IntRange(0, 10**5), default=1000, show_default=True, help="Resamples; 0: none.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Seed of the resamples.")
 @click.option("--slices", type=click.Path(), help="CSV of faces and their groups: each group's metrics, and the gaps.")
 @click.option("--corruptions", is_flag=True, help="Also under blur, noise, JPEG, occlusion, ... at five severities.")
@@ -67,7 +68,8 @@ def command(ctx, **options):
         raise UserError("--versus is what corruption errors are compared with; give --corruptions with it")
     groups, baseline = _read_groups(options["slices"]), _read_corruptions(options["versus"])
     identity, predict, corrupted = _source(**options)
-    folder = Path(options["outs_dir"] or f"outs/xval_{_slug(identity['dataset'])}_{_slug(identity['run'])}")
+    names = (file_stem(identity[key]) for key in ("dataset", "run"))
+    folder = Path(options["outs_dir"] or f"outs/xval_{'_'.join(names)}")
     if options["outs_dir"] is None:
         _require_no_run(folder, identity)
     metrics = write_evaluation(
@@ -138,7 +140,7 @@ def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:
         return
     if any(there.get(key) != identity.get(key) for key in ("run", "variant", "seed", "dataset")):
         raise UserError(f"{folder}: holds the evaluation of another student or dataset; give --out")
-    if "data" in there and "data" in identity and there["data"]["sha256"] != identity["data"]["sha256"]:
+    if "data" in there and "data" in identity and there["data"].get("sha256") != identity["data"]["sha256"]:
         raise UserError(f"{folder}: holds the evaluation on other faces of the same name; give --dataset or --out")
 
 
@@ -183,18 +185,17 @@ def _source(*, ckpt, npz, csv, folder, predictions, class_map, image_root, img_s
 def _saved(path: Path, dataset: str | None):
     """As :func:`_source`, of a file: whose it is where a run's or an evaluation's metrics.json lies beside it."""
     from ngd_fast.artifacts.files import read_json, require_untouched
-    from ngd_fast.evaluation.predictions import Predictions
+    from ngd_fast.evaluation.predictions import Predictions, is_name
 
     loaded = Predictions.load(path)
     require_untouched(path)
     metrics = path.parent / "metrics.json"
     known = read_json(metrics) if metrics.exists() else {}
     identity = {key: known[key] for key in ("run", "variant", "seed") if key in known}
+    for key in ("run", "variant"):
+        if not is_name(identity.get(key, "-")):
+            raise UserError(f"{metrics}: {key} is no name")
     return {"run": path.stem, **identity, "dataset": dataset or loaded.dataset}, lambda: loaded
-
-
-def _slug(name: str) -> str:
-    return "".join(c if c.isalnum() or c in "-_." else "_" for c in name)
 
 
 for _command in (calibrate, geometry, select, table):

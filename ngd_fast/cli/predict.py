@@ -187,10 +187,10 @@ def _faces_in(path: Path, class_names: Sequence[str]):
     from ngd_fast.artifacts.files import load_npz
     from ngd_fast.faces.dataset import Faces
 
-    arrays = load_npz(path, ("images",))
+    arrays = load_npz(path, ("images",), rows=("images", "names"))
     names = None
     if "names" in arrays:
-        names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in arrays["names"].tolist()]
+        names = [n.decode(errors="replace") if isinstance(n, bytes) else str(n) for n in arrays["names"].ravel()]
     return Faces(images=arrays["images"], names=names, class_names=class_names, source=str(path))
 
 
@@ -199,7 +199,7 @@ def _paths_in(path: Path, image_root: str | None) -> list[str]:
     from ngd_fast.faces.table import PATH_COLUMNS, check_paths, find_column, image_path, read_rows
 
     header, rows = read_rows(path)
-    column = find_column(header, PATH_COLUMNS)
+    column = find_column(path, header, PATH_COLUMNS)
     if column is None:
         raise UserError(
             f"{path}: no column of image paths; its header is {','.join(header)}, "

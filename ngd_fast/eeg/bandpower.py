@@ -34,7 +34,9 @@ class PowerConfig(Config):
     """
 
     bands: dict[str, tuple[float, float]] = Field(DEFAULT_BANDS, min_length=1, description="name: [low, high) in Hz")
-    segment_seconds: float = Field(1.0, gt=0, description="Welch segment; its inverse is the resolution in Hz")
+    segment_seconds: float = Field(
+        1.0, gt=0, le=86_400, description="Welch segment; its inverse is the resolution in Hz"
+    )
     segment_overlap: float = Field(0.5, ge=0, lt=1)
     kind: Literal["absolute", "relative"] = "absolute"
     log: bool = True

@@ -51,7 +51,7 @@ def montage_positions(montage: str) -> dict[str, tuple[str, np.ndarray]]:
             known = mne.channels.make_standard_montage(name)
         else:
             known = mne.channels.read_custom_montage(montage)
-    except (ValueError, RuntimeError, OSError, TypeError):
+    except Exception:  # MNE meets a file that is none with whatever its parsing runs into
         near = ", ".join(difflib.get_close_matches(montage, builtin, n=3, cutoff=0.0))
         raise UserError(
             f"montage {montage}: neither a readable file of positions nor a name that MNE knows, such as {near}"
@@ -91,4 +91,7 @@ def channel_positions(channels: Sequence[str], montage: str = "standard_1020") -
             f"montage {montage} has no position for {', '.join(missing)}; "
             "name another montage, or leave these channels out (exclude_channels)"
         )
-    return np.array([position for _, position in found]).reshape(-1, 3)
+    positions = np.array([position for _, position in found]).reshape(-1, 3)
+    if not np.isfinite(positions).all():
+        raise UserError(f"montage {montage}: a position is no number")
+    return positions

@@ -22,7 +22,7 @@ class CleaningConfig(Config):
     )
     notch: tuple[float, ...] = Field((), description="mains frequency and harmonics in Hz, for example [50]")
     filter_order: int = Field(4, ge=1, le=10, description="Butterworth order; run forwards and backwards, so no delay")
-    resample: float | None = Field(None, ge=10, description="Hz")
+    resample: float | None = Field(None, ge=10, le=20_000, description="Hz")
     ocular: OcularConfig = Field(OcularConfig(), description="blinks and eye movements; off unless it has a method")
     reference: Literal["average"] | tuple[str, ...] | None = Field(
         "average", description="average of all channels, or of the channels named here, at least two"

@@ -1,5 +1,6 @@
 """Tables that people keep beside their EEG: reading a CSV, finding its columns by name or role, numbers in names."""
 
+import os
 import warnings
 import zlib
 from collections.abc import Sequence
@@ -9,7 +10,10 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ngd_fast.artifacts.files import delimiter_of
+from ngd_fast.artifacts.headers import FREE_BYTES, RATIO, require_proportion
 from ngd_fast.errors import UserError
+
+_MOST_COLUMNS = 10_000
 
 USUAL = {
     "subject": ("subject", "subject_id", "subjectid", "participant", "participant_id", "sub"),
@@ -25,6 +29,7 @@ def read_table(path: str | Path, text: Sequence[str] = ()):
     import pandas as pd
 
     try:
+        _require_proportion(path)
         # By pandas, which also reads compressed files.
         delimiter = delimiter_of(",".join(map(str, pd.read_csv(path, nrows=0).columns)))
         names = pd.read_csv(path, nrows=0, sep=delimiter).columns
@@ -35,6 +40,8 @@ def read_table(path: str | Path, text: Sequence[str] = ()):
             table = pd.read_csv(
                 path, sep=delimiter, decimal="," if delimiter == ";" else ".", index_col=False, dtype=as_text
             )
+    except UserError:
+        raise
     except FileNotFoundError:
         raise UserError(f"{path}: no such file") from None
     except pd.errors.ParserWarning:
@@ -49,15 +56,40 @@ def read_table(path: str | Path, text: Sequence[str] = ()):
     return table.iloc[: filled[-1] + 1]
 
 
-def find_column(table, wanted: str | None, role: str) -> str | None:
-    """The column of a role: the one named in the mapping, or the first with a usual name; None if there is none."""
-    names = [wanted] if wanted is not None else USUAL[role]
-    lookup = {str(c).strip().lower(): c for c in reversed(table.columns)}
-    return next((lookup[n.lower()] for n in names if n.lower() in lookup), None)
+def _require_proportion(path: str | Path) -> None:
+    """Raise UserError for a compressed file that swells out of proportion, and for more columns than a table has."""
+    from pandas.io.common import get_handle
+
+    limit, read = max(FREE_BYTES, RATIO * os.path.getsize(path)), 0
+    with get_handle(path, "r", encoding="utf-8", errors="replace", compression="infer") as opened:
+        header = opened.handle.readline(limit)
+        columns = 1 + header.count(delimiter_of(header))
+        if columns > _MOST_COLUMNS:  # pandas takes minutes for a hundred thousand
+            raise UserError(f"{path}: has {columns:,} columns, a table here at most {_MOST_COLUMNS:,}")
+        while opened.compression["method"] and (block := opened.handle.read(1 << 20)):
+            read += len(block)
+            if read > limit:
+                require_proportion(path, read)
+
+
+def find_column(path, table, wanted: str | None, role: str) -> str | None:
+    """The column of a role: the one named in the mapping, or the first with a usual name; None if there is none.
+
+    Raises UserError where two columns of ``table`` (which ``path`` holds) have that name.
+    """
+    if wanted in table.columns:
+        return wanted
+    for name in [wanted] if wanted is not None else USUAL[role]:
+        found = [c for c in table.columns if str(c).strip().lower() == name.strip().lower()]
+        if len(found) > 1:
+            raise UserError(f"{path}: {' and '.join(map(repr, found))} are two {role} columns; leave one out")
+        if found:
+            return found[0]
+    return None
 
 
 def require_column(path, table, wanted: str | None, role: str) -> str:
-    column = find_column(table, wanted, role)
+    column = find_column(path, table, wanted, role)
     if column is None:
         looked = wanted or ", ".join(USUAL[role])
         shown = ", ".join(map(str, table.columns[:8])) + (", ..." if len(table.columns) > 8 else "")

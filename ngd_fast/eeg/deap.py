@@ -10,6 +10,7 @@ from ngd_fast.artifacts.files import sha256
 from ngd_fast.eeg.channels import import_mne
 from ngd_fast.eeg.columns import number_column, read_table, require_column
 from ngd_fast.eeg.mahnob import CHANNELS  # the same 32, in the same (Geneva) order
+from ngd_fast.eeg.mat5 import read_variable
 from ngd_fast.eeg.raw import Recording, open_file
 from ngd_fast.eeg.recordings import TrialRow, source_of_rows
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialSource, scale_rating
@@ -69,13 +70,7 @@ def _preprocessed(files: dict[int, Path]) -> TrialSource:
 
 
 def _read_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
-    from scipy.io import loadmat
-
-    try:
-        content = loadmat(path, variable_names=["data", "labels"])
-    except Exception as error:  # a damaged file provokes anything inside the reader
-        raise UserError(f"{path}: not a readable MATLAB file ({type(error).__name__}); is it truncated?") from None
-    data, labels = content.get("data"), content.get("labels")
+    data, labels = (read_variable(path, name) for name in ("data", "labels"))
     samples = (_BASELINE_SECONDS + _VIDEO_SECONDS) * _RATE
     if getattr(data, "ndim", 0) != 3 or data.shape[1] < len(CHANNELS) or data.shape[2] != samples:
         raise UserError(f"{path}: data must be videos x 40 channels x {samples}, is {getattr(data, 'shape', 'absent')}")

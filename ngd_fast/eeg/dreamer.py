@@ -7,9 +7,10 @@ from pathlib import Path
 import numpy as np
 
 from ngd_fast.artifacts.files import sha256
+from ngd_fast.artifacts.headers import require_proportion
 from ngd_fast.eeg.mat5 import Mat5Reader
 from ngd_fast.eeg.trials import Exclusions, Trial, TrialSource, scale_rating
-from ngd_fast.errors import UserError
+from ngd_fast.errors import UserError, first_line
 
 EMOTIV_CHANNELS = ("AF3", "F7", "F3", "FC5", "T7", "P7", "O1", "O2", "P8", "T8", "FC6", "F4", "F8", "AF4")
 RATING_RANGE = (1, 5)
@@ -35,6 +36,8 @@ def open_dreamer(path: str | Path) -> TrialSource:
         raise UserError(f"{path}: cannot be read ({error.strerror or error})") from None
     channels, rate = about["EEG_Electrodes"], about["EEG_SamplingRate"]
     first = next(subjects, None)
+    if not all(name.isprintable() for name in channels):
+        raise UserError(f"{path}: DREAMER.EEG_Electrodes holds a name that cannot be printed")
     if not channels or first is None:
         raise UserError(f"{path}: DREAMER holds {len(channels)} electrodes and {total} subjects")
     clips = len(first.field("EEG", path).field("stimuli", path).cells())
@@ -171,11 +174,12 @@ def _open_hdf5(path: Path):
         raise UserError(f"{path}: MATLAB v7.3 files need h5py: pip install 'ngd-fast[eeg]'") from None
     try:
         file = h5py.File(path, "r")
-    except OSError as error:
-        raise UserError(f"{path}: damaged MATLAB v7.3 file ({error})") from None
-    if "DREAMER" not in file:
+        known = "DREAMER" in file
+    except Exception as error:  # a damaged file provokes OSError, KeyError, RuntimeError, ValueError
+        raise UserError(f"{path}: damaged MATLAB v7.3 file ({first_line(error)})") from None
+    if not known:
         raise UserError(f"{path}: not DREAMER: holds no variable named DREAMER")
-    root = _Mat73Node(file["DREAMER"], "DREAMER")
+    root = _Mat73Node(file, "/").field("DREAMER", path)
     rate = _rate(root.field("EEG_SamplingRate", path), path)
     channels, subjects = root.field("EEG_Electrodes", path).strings(), root.field("Data", path).cells()
     return iter(subjects), len(subjects), {"EEG_SamplingRate": rate, "EEG_Electrodes": channels}
@@ -188,21 +192,44 @@ class _Mat73Node:
         self.value, self.name = value, name
 
     def field(self, name: str, path: Path) -> "_Mat73Node":
-        if not hasattr(self.value, "keys") or name not in self.value:
+        import h5py
+
+        link = self._read(self.value.get, name, None, False, True) if hasattr(self.value, "keys") else None
+        if not isinstance(link, h5py.HardLink):  # others may lead into other files
             raise UserError(f"{path}: not DREAMER: {self.name} has no field {name}")
-        return _Mat73Node(self.value[name], f"{self.name}.{name}")
+        return _Mat73Node(self._read(self.value.__getitem__, name), f"{self.name}.{name}".removeprefix("/."))
+
+    def _read(self, function, *arguments):
+        try:
+            return function(*arguments)
+        except Exception as error:  # as above; MemoryError too
+            raise UserError(f"{self.name}: cannot be read ({first_line(error)})") from None
 
     def cells(self) -> list["_Mat73Node"]:
-        if hasattr(self.value, "keys") or self.value.dtype.kind != "O":
+        import h5py
+
+        if hasattr(self.value, "keys") or self._read(h5py.check_ref_dtype, self.value.dtype) is not h5py.Reference:
             return [self]
-        references = self.value[()].ravel()
-        return [_Mat73Node(self.value.file[r], f"{self.name}{{{i}}}") for i, r in enumerate(references, 1)]
+        nodes = []
+        for i, reference in enumerate(self._content().ravel(), 1):
+            name = f"{self.name}{{{i}}}"
+            nodes.append(_Mat73Node(self._read(self.value.file.__getitem__, reference), name))
+        return nodes
 
     def array(self) -> np.ndarray:
+        return self._content().T
+
+    def _content(self) -> np.ndarray:
+        import h5py
+
+        data = self.value
+        if not isinstance(data, h5py.Dataset) or self._read(lambda: data.is_virtual or data.external):
+            raise UserError(f"{self.name}: cannot be read (no matrix of this file)")
         try:
-            return self.value[()].T
-        except (OSError, AttributeError, TypeError) as error:  # a damaged chunk; a group where a matrix belongs
-            raise UserError(f"{self.name}: cannot be read ({error})") from None
+            require_proportion(data.file.filename, data.size * data.dtype.itemsize if data.size else 0)
+        except UserError as error:
+            raise UserError(f"{self.name}: {error}") from None
+        return self._read(data.__getitem__, ())
 
     def strings(self) -> list[str]:
-        return ["".join(chr(int(c)) for c in _numbers(cell)) for cell in self.cells()]
+        return [self._read(lambda c: "".join(map(chr, _numbers(c).astype(int))), cell)[:100] for cell in self.cells()]

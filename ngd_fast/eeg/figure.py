@@ -64,7 +64,7 @@ def make_figure(topomaps: Topomaps, *, subject: int | None = None):
             )
             _head(ax, image)
             if i == 0:
-                ax.set_title(str(band), fontsize=10)
+                ax.set_title(str(band), fontsize=10, parse_math=False)
             if j == 0:
                 ax.set_ylabel(label, fontsize=8)
         figure.colorbar(image, ax=axes[:, j], location="bottom", shrink=0.8, aspect=16).ax.tick_params(labelsize=7)

@@ -39,6 +39,10 @@ def open_mahnob(folder: str | Path, channels: Sequence[str] = CHANNELS) -> Trial
     sessions = sorted((p.parent for p in folder.glob("*/session.xml")), key=lambda p: (_number(p.name), p.name))
     if not sessions:
         raise UserError(f"{folder}: holds no session (wanted folders with a session.xml and a .bdf)")
+    numbers = [_number(session.name) for session in sessions]
+    for i, number in enumerate(numbers):
+        if numbers.index(number) != i and number >= 0:
+            raise UserError(f"{sessions[numbers.index(number)]} and {sessions[i]} are both session {number}")
     meta = {"dataset": "MAHNOB-HCI", "files": {}, "sampling_rates": [], "unlabelled_sessions": 0}
 
     def trials(exclusions: Exclusions) -> Iterator[Trial]:
@@ -56,7 +60,7 @@ def open_mahnob(folder: str | Path, channels: Sequence[str] = CHANNELS) -> Trial
 
 
 def _number(name: str) -> int:
-    digits = re.search(r"\d+", name)
+    digits = re.search(r"[0-9]{1,18}", name)
     return int(digits.group()) if digits else -1
 
 
@@ -73,7 +77,9 @@ def _read_session(folder: Path, channels: Sequence[str], meta: dict) -> Trial:
     # Hidden files: macOS puts a ._NAME.bdf beside every recording.
     recordings = sorted(p for p in folder.iterdir() if p.suffix.lower() == ".bdf" and not p.name.startswith("."))
     if len(recordings) != 1:
-        raise TrialFault("sessions without a BDF", f"{folder}: holds {len(recordings)} BDF files, wanted one")
+        names = f" ({recordings[0].name} and {recordings[1].name})" if recordings else ""
+        detail = f"{folder}: holds {len(recordings)} BDF files{names}, wanted one"
+        raise TrialFault("sessions without a BDF", detail)
     stimulus, baseline, rate = _read_bdf(recordings[0], channels, session.get("cutLenSec"))
     valence, arousal = _ratings(session, xml)
     meta["unlabelled_sessions"] += int(np.isnan(valence))
@@ -99,6 +105,10 @@ def _read_bdf(path: Path, channels: Sequence[str], clip_seconds: str | None):
     """Stimulus and baseline float64 [channels, samples] in uV (baseline None where nothing precedes), sampling rate."""
     mne = import_mne()
     try:
+        with open(path, "rb") as file:
+            count = file.read(256)[252:].strip()
+        if count.isdigit() and path.stat().st_size < 256 * (int(count) + 1):
+            raise TrialFault("unreadable BDFs", f"{path}: not a readable BDF (a header of {int(count)} signals)")
         recording = open_file(
             path, read=lambda p: mne.io.read_raw_bdf(p, preload=False, stim_channel="Status", verbose="error")
         )

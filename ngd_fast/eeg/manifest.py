@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ngd_fast.artifacts.files import load_npz, save_npz, write_text
+from ngd_fast.artifacts.files import load_npz, parse_json, save_npz, write_text
 from ngd_fast.errors import UserError
 
 SUFFIX = "_topomaps_all.npz"
@@ -62,6 +62,11 @@ class Topomaps:
         if self.maps.ndim != 4:
             raise ValueError(f"maps: must be [N, bands, H, W], has shape {self.maps.shape}")
         n, bands, height, width = self.maps.shape
+        if not isinstance(self.meta, Mapping):
+            raise ValueError(f"meta: must be a mapping, is a {type(self.meta).__name__}")
+        for name in ("bands", "channels"):
+            if len(set(getattr(self, name).ravel())) < getattr(self, name).size:
+                raise ValueError(f"{name}: one stands twice in {', '.join(getattr(self, name).ravel())}")
         for name, shape in (
             ("power", (n, len(self.channels), bands)),
             ("bands", (bands,)),
@@ -113,9 +118,12 @@ class Topomaps:
     @classmethod
     def load(cls, path: str | Path) -> "Topomaps":
         """Read what :meth:`save` wrote. Raises UserError for a file that is missing, truncated or does not fit."""
-        arrays = load_npz(path, required=_ARRAYS)
+        arrays = load_npz(path, required=_ARRAYS, rows=("maps", "power", *_ROW_FIELDS))
+        meta = parse_json(str(arrays["meta"]), f"{path}: meta")
+        for name in ("subject", "trial", "window"):
+            if arrays[name].dtype.kind not in "iu":
+                raise UserError(f"{path}: {name} must be integers, are {arrays[name].dtype}")
         try:
-            meta = json.loads(str(arrays["meta"]))
             return cls(**{key: arrays[key] for key in _ARRAYS[:-1]}, meta=meta)
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a file of topomaps ({error})") from None

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from ngd_fast.artifacts.headers import require_proportion
 from ngd_fast.errors import UserError
 
 try:  # inflates twice as fast, and is most of the time that a file takes
@@ -95,19 +96,20 @@ class Mat5Reader:
             yield item
             self._skip(end - self.position)
 
-    def value(self, skip: frozenset[str] = frozenset()) -> Any:
+    def value(self, skip: frozenset[str] = frozenset(), depth: int = 0) -> Any:
         """The value that comes next: an array, a str, a list of cells, or a dict of a struct's fields but ``skip``."""
+        if depth > 50:
+            raise self._damaged("values in values, 50 deep")
         if self._class == _STRUCT:
-            return {name: self.value(skip) for name in self.fields()[1] if name not in skip}
+            return {name: self.value(skip, depth + 1) for name in self.fields()[1] if name not in skip}
         if self._class == _CELL:
-            return [self.value(skip) for _ in self.cells()[1]]
+            return [self.value(skip, depth + 1) for _ in self.cells()[1]]
         if self._class == _CHAR:
             content = self._element()
-            return (
-                "".join(map(chr, content.tolist()))
-                if content.itemsize > 1
-                else content.tobytes().decode("utf-8", "replace")
-            )
+            if content.dtype.kind != "u":
+                raise self._damaged("a text of numbers with a sign")
+            text = content.tobytes().decode("utf-8", "replace") if content.itemsize == 1 else ""
+            return text or "".join(chr(code) if code < 0xD800 else "?" for code in content.tolist())
         if self._class not in _CLASSES:
             raise self._damaged(f"a value of class {self._class}, which is not read")
         content = self._element() if math.prod(self._shape) else np.empty(0)
@@ -143,6 +145,7 @@ class Mat5Reader:
             kind, size = first, self._numbers("u4", 1)[0]
         if kind not in _TYPES or size > 1 << 31:
             raise self._damaged(f"an element of type {kind} and {size} bytes where numbers belong")
+        require_proportion(self.path, size)
         content = self._take(size)
         self._skip(-size % (4 if small else 8))
         dtype = np.dtype(self._order + _TYPES[kind])
@@ -194,3 +197,14 @@ class Mat5Reader:
 
     def _damaged(self, detail: str) -> UserError:
         return UserError(f"{self.path}: not a readable MATLAB file ({detail}); is it truncated?")
+
+
+def read_variable(path: str | Path, name: str) -> Any:
+    """A variable by itself; see :meth:`Mat5Reader.value`."""
+    reader = Mat5Reader(path, name)
+    try:
+        value = reader.value()
+        reader.finish()
+    finally:
+        reader.close()
+    return value

@@ -48,9 +48,9 @@ class MapConfig(Config):
 class EegConfig(MapConfig):
     """From recordings to topomaps."""
 
-    window_seconds: float = Field(2.0, gt=0)
+    window_seconds: float = Field(2.0, gt=0, le=86_400)
     window_overlap: float = Field(0.0, ge=0, lt=1, description="fraction of a window that the next one shares")
-    last_seconds: float | None = Field(None, gt=0, description="use only the end of each stimulus")
+    last_seconds: float | None = Field(None, gt=0, le=86_400, description="use only the end of each stimulus")
     cleaning: CleaningConfig = CleaningConfig()
     power: PowerConfig = PowerConfig()
     device: str = Field("auto", description="where spectra are computed: auto, cpu, cuda, cuda:1")
@@ -174,15 +174,18 @@ def draw(
         "left_out": exclusions.details[:_KEPT_DETAILS],
         "rebuilt_channels": dict(mender.rebuilt),
     }
-    return Topomaps(
-        maps=maps,
-        power=features,
-        **{name: rows[name] for name in ROW.names},
-        bands=np.array(list(bands)),
-        channels=np.array(channels),
-        mask=operator.mask,
-        meta=meta,
-    )
+    try:
+        return Topomaps(
+            maps=maps,
+            power=features,
+            **{name: rows[name] for name in ROW.names},
+            bands=np.array(list(bands)),
+            channels=np.array(channels),
+            mask=operator.mask,
+            meta=meta,
+        )
+    except ValueError as error:  # settings of which numbers come that are none, such as a border beyond all values
+        raise UserError(f"no maps can be drawn of these values with these settings ({error})") from None
 
 
 def pick_channels(channels: Sequence[str], exclude: Sequence[str]) -> list[int]:

@@ -44,6 +44,10 @@ class TableMapping(Config):
     def _check(self):
         if self.features.count("{channel}") != 1 or self.features.count("{band}") != 1:
             raise ValueError("features must hold {channel} and {band} once each")
+        for i, band in enumerate(self.bands or ()):
+            twin = next((b for b in self.bands[:i] if b.lower() == band.lower()), None)
+            if twin is not None:
+                raise ValueError(f"bands {twin} and {band} are the same")
         if not self.rating_range[0] < self.rating_range[1]:
             raise ValueError("rating_range must be [lowest, highest]")
         return self
@@ -74,9 +78,7 @@ def topomaps_from_table(
     if ratings is not None:
         _join_ratings(rows, path, ratings, mapping)
         meta["files"][Path(ratings).name] = sha256(ratings)
-    elif (
-        mapping.valence or mapping.arousal or find_column(table, None, "valence") or find_column(table, None, "arousal")
-    ):
+    elif any(getattr(mapping, name) or find_column(path, table, None, name) for name in ("valence", "arousal")):
         for name in ("valence", "arousal"):
             column = number_column(path, table, require_column(path, table, getattr(mapping, name), name))
             rows[name] = [_scaled(r, mapping, f"{path}, row {i + 2}, {name}") for i, r in enumerate(column)]
@@ -96,6 +98,7 @@ def topomaps_from_table(
                 "has no logarithm; where the table holds logarithms already, set log: false in the mapping"
             )
         features = 10 * np.log10(features)
+    features[np.abs(features) > np.finfo(np.float32).max] = np.nan  # as which they are kept
     exclusions, mender = Exclusions(), ChannelMender(channels, config)
     usable = np.ones(len(features), bool)
     for i in np.flatnonzero(~np.isfinite(features).all(axis=(1, 2))):
@@ -138,19 +141,25 @@ def _feature_columns(path, table, mapping: TableMapping) -> tuple[np.ndarray, li
 
 
 def _rows(path, table, mapping: TableMapping) -> np.ndarray:
+    import pandas as pd
+
     rows = np.empty(len(table), ROW)
     rows["valence"] = rows["arousal"] = np.nan
     for role in ("subject", "trial"):
         rows[role] = numbers_in(path, table, require_column(path, table, getattr(mapping, role), role))
-    window = find_column(table, mapping.window, "window")
+    window = find_column(path, table, mapping.window, "window")
     if window is None and mapping.window is not None:
         require_column(path, table, mapping.window, "window")
-    keys = table.assign(_s=rows["subject"], _t=rows["trial"]).groupby(["_s", "_t"])
-    rows["window"] = keys.cumcount() if window is None else numbers_in(path, table, window)
-    _, index, count = np.unique(rows[["subject", "trial", "window"]], return_index=True, return_counts=True)
-    if (count > 1).any():
-        s, t, w = rows[index[np.argmax(count > 1)]][["subject", "trial", "window"]]
-        raise UserError(f"{path}: subject {s}, trial {t}, window {w} stands in {count.max()} rows; one was wanted")
+    if window is not None:
+        rows["window"] = numbers_in(path, table, window)
+    else:  # a table of its own: hundreds of columns, as read, cannot take two more without a warning of pandas'
+        keys = pd.DataFrame({name: rows[name] for name in ("subject", "trial")})
+        rows["window"] = keys.groupby(["subject", "trial"]).cumcount()
+    first: dict[tuple, int] = {}
+    for i, key in enumerate(rows[["subject", "trial", "window"]].tolist()):
+        if first.setdefault(key, i) != i:
+            where = "subject {}, trial {}, window {}".format(*key)
+            raise UserError(f"{path}: {where} stands in rows {first[key] + 2} and {i + 2}; one was wanted")
     return rows
 
 
@@ -178,9 +187,12 @@ def _join_ratings(rows: np.ndarray, path, ratings: str | Path, mapping: TableMap
         column = number_column(ratings, table, require_column(ratings, table, getattr(mapping, name), name))
         pair.append([_scaled(r, mapping, f"{ratings}, row {i + 2}, {name}") for i, r in enumerate(column)])
     known: dict[tuple[int, int], Sequence[float]] = {}
-    for key, felt in zip(zip(subject.tolist(), trial.tolist()), zip(*pair)):
+    keys = list(zip(subject.tolist(), trial.tolist()))
+    for i, (key, felt) in enumerate(zip(keys, zip(*pair))):
         if key in known:
-            raise UserError(f"{ratings}: subject {key[0]}, trial {key[1]} is rated twice")
+            raise UserError(
+                f"{ratings}: subject {key[0]}, trial {key[1]} is rated twice, in rows {keys.index(key) + 2} and {i + 2}"
+            )
         known[key] = felt
     wanted = list(zip(rows["subject"].tolist(), rows["trial"].tolist()))
     missing = sorted(set(wanted) - set(known))

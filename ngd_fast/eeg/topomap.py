@@ -30,14 +30,17 @@ HEAD_RADIUS = 0.106
 _CHUNK_PIXELS = 1 << 18  # of images that stay in the cache between two steps
 
 
+_Metres = Annotated[float, Field(ge=-1, le=1)]
+
+
 class TopomapConfig(Config):
     """How channels become an image."""
 
     montage: str = Field("standard_1020", description="a montage that MNE knows, or a file of electrode positions")
     method: Literal["cubic", "linear"] = "cubic"
     extrapolate: Literal["head", "local", "box"] = "head"
-    border: Literal["mean"] | float = "mean"
-    sphere: tuple[float, float, float, Annotated[float, Field(gt=0)]] = Field(
+    border: Literal["mean"] | Annotated[float, Field(ge=-1e6, le=1e6)] = "mean"
+    sphere: tuple[_Metres, _Metres, _Metres, Annotated[float, Field(ge=0.01, le=1)]] = Field(
         (0.0, 0.0, 0.0, HEAD_RADIUS), description="x, y, z and radius of the head in metres"
     )
     resolution: int = Field(32, ge=4, le=512)
@@ -95,6 +98,8 @@ class TopomapOperator:
             low = torch.minimum(low, images.amin(dim=0)[:, inside].amin(dim=1))
             high = torch.minimum(high, -images.amax(dim=0)[:, inside].amax(dim=1))
         low, span = low[:, None], (-high - low)[:, None]
+        if not (span > 0).all():
+            raise UserError(f"{int((span <= 0).sum())} bands of a subject are the same all over: nothing to draw")
         for chunk in chunks:
             images = torch.from_numpy(self.render(values[chunk], out=out[chunk])).flatten(2)
             images.sub_(low).div_(span).clamp_(0, 1).mul_(inside)
@@ -119,7 +124,7 @@ def make_operator(
     config = config or TopomapConfig()
     if positions is None:
         positions = channel_positions(channels, config.montage)
-    return operator_from_positions(project(positions, config.sphere), config)
+    return operator_from_positions(project(positions, config.sphere), config, channels)
 
 
 def project(positions: np.ndarray, sphere: Sequence[float] = (0.0, 0.0, 0.0, HEAD_RADIUS)) -> np.ndarray:
@@ -138,17 +143,23 @@ def project(positions: np.ndarray, sphere: Sequence[float] = (0.0, 0.0, 0.0, HEA
     return flat * (distance[:, None] / (np.pi / 2.0)) + np.asarray(sphere[:2])
 
 
-def operator_from_positions(positions: np.ndarray, config: TopomapConfig) -> TopomapOperator:
-    """The operator of sensors at flat positions [channels, 2] (metres)."""
+def operator_from_positions(
+    positions: np.ndarray, config: TopomapConfig, names: Sequence[str] | None = None
+) -> TopomapOperator:
+    """The operator of sensors at flat positions [channels, 2] (metres); ``names``, where known, are for messages."""
     positions = np.ascontiguousarray(positions, np.float64)
     n = len(positions)
     spread = np.linalg.svd(positions - positions.mean(axis=0), compute_uv=False) if n else np.zeros(2)
     if n < 4 or spread[-1] < 0.02 * spread[0]:
         where = f"{n} channels" if n < 4 else f"{n} channels on one line"
         raise UserError(f"{where} cannot be interpolated to a map: it takes at least 4 that span a plane")
-    distances = np.linalg.norm(positions[:, None] - positions[None], axis=-1)[np.triu_indices(n, 1)]
-    if distances.min() < 1e-6:
-        raise UserError("two channels have the same position on the map; leave one out (exclude_channels)")
+    first, second = np.triu_indices(n, 1)
+    same = np.flatnonzero(np.linalg.norm(positions[first] - positions[second], axis=-1) < 1e-6)
+    if same.size:
+        one, other = ((range(n) if names is None else names)[index[same[0]]] for index in (first, second))
+        raise UserError(
+            f"channels {one} and {other} have the same position on the map; leave one out (exclude_channels)"
+        )
 
     x0, y0, _, radius = config.sphere
     # The picture reaches a little past the outermost sensor and, as in MNE, over two circles: the clipping one about 0

@@ -1,13 +1,14 @@
 """Training curves, and the timeline of the ablation with the window of D-Geo's ramp."""
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from ngd_fast.artifacts.figure_style import LINES, WIDTH, color_of, new_figure
+from ngd_fast.artifacts.files import parse_json, read_text
 from ngd_fast.errors import UserError
+from ngd_fast.evaluation.schema import MAX_EPOCHS
 
 Epochs = Sequence[Mapping]
 TERMS = {
@@ -21,20 +22,24 @@ TERMS = {
 
 def read_log(path: str | Path) -> list[dict]:
     """The epochs in a run's log.jsonl, in order. Raises UserError for a file that is missing or no such log."""
-    path = Path(path)
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such log") from None
     epochs: dict[int, dict] = {}
-    for number, line in enumerate(lines, 1):
-        try:
-            event = json.loads(line)
-            if event.get("event") == "epoch":
-                epochs[int(event["epoch"])] = event
-        except (json.JSONDecodeError, AttributeError, KeyError, TypeError, ValueError):
-            raise UserError(f"{path}: line {number} is not a log entry") from None
+    for number, line in enumerate(read_text(path).splitlines(), 1):
+        event = parse_json(line, f"{path}: line {number}")
+        if not isinstance(event, dict):
+            raise UserError(f"{path}: line {number} is not a log entry")
+        if event.get("event") != "epoch":
+            continue
+        epoch = event.get("epoch")
+        if type(epoch) is not int or not 0 <= epoch <= MAX_EPOCHS or not _drawable(event):
+            raise UserError(f"{path}: line {number} is not a log entry")
+        epochs[epoch] = event
     return [epochs[epoch] for epoch in sorted(epochs)]
+
+
+def _drawable(entry: Mapping) -> bool:
+    """Whether no number is beyond what an axis can show."""
+    every = [*entry.values(), *(v for part in entry.values() if isinstance(part, Mapping) for v in part.values())]
+    return all(abs(value) < 1e30 for value in every if isinstance(value, (int, float)))
 
 
 def value_of(epoch: Mapping, key: str) -> float:

@@ -40,6 +40,12 @@ _ESCAPES = str.maketrans(
         "<": r"\textless{}",
         ">": r"\textgreater{}",
         "|": r"\textbar{}",
+        # babel's shorthands; what \\ would take for its own where a row begins with it
+        '"': r"\symbol{34}",
+        "[": "{[}",
+        "]": "{]}",
+        "*": "{*}",
+        "\n": " ",
     }
 )
 

@@ -10,6 +10,8 @@
 Where every class is present the two are the same.
 """
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -132,16 +134,13 @@ def classes_of(block: Mapping) -> list[tuple[str, Mapping]]:
 def write_per_class(path: str | Path, blocks: Mapping[str, Mapping]) -> None:
     """Write the classes of {protocol: block} as CSV, fractions in [0, 1]; absent classes have no line."""
     rates = ("precision", "recall", "f1", "auroc")
-    lines = [
-        ",".join(["protocol", "class", "support", *rates, *(f"{r}_{end}" for r in rates for end in ("low", "high"))])
-    ]
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    ends = (f"{rate}_{end}" for rate in rates for end in ("low", "high"))
+    writer.writerow(["protocol", "class", "support", *rates, *ends])
     for protocol, block in blocks.items():
         for name, values in classes_of(block):
             intervals = [values.get("ci", {}).get(rate, ("", "")) for rate in rates]
-            cells = [
-                values["support"],
-                *(values.get(rate, "") for rate in rates),
-                *(v for pair in intervals for v in pair),
-            ]
-            lines.append(",".join([protocol, name, *(str(cell) for cell in cells)]))
-    write_text(path, "\n".join(lines) + "\n")
+            cells = [values["support"], *(values.get(rate, "") for rate in rates)]
+            writer.writerow([protocol, name, *cells, *(v for pair in intervals for v in pair)])
+    write_text(path, text.getvalue())

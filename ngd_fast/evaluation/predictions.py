@@ -7,8 +7,16 @@ from pathlib import Path
 
 import numpy as np
 
-from ngd_fast.artifacts.files import load_npz, save_npz
+from ngd_fast.artifacts.files import load_npz, parse_json, save_npz
 from ngd_fast.errors import UserError
+
+MAX_CLASSES = 100
+"""Metrics are held for each pair of classes and resample."""
+
+
+def is_name(text: str) -> bool:
+    """Whether ``text`` can stand in a table: one line of at most 200 printable characters."""
+    return isinstance(text, str) and 0 < len(text) <= 200 and text.isprintable()
 
 
 @dataclass(frozen=True)
@@ -56,9 +64,17 @@ class Predictions:
                 f"predictions: logits must be [N, {len(self.class_names)}] (one column a class), "
                 f"are {list(self.logits.shape)}"
             )
+        if len(self.class_names) > MAX_CLASSES:
+            raise UserError(f"predictions: {len(self.class_names)} classes, can be at most {MAX_CLASSES}")
         if len(set(self.class_names)) < len(self.class_names):
             raise UserError(f"predictions: a class name stands twice in {', '.join(self.class_names)}")
+        unfit = next((name for name in (*self.class_names, self.dataset) if not is_name(name)), None)
+        if unfit is not None:
+            raise UserError(f"predictions: {unfit[:40]!r} is no name of a class or dataset")
         rows, classes = self.logits.shape
+        for name in ("label_dist", "features"):
+            if getattr(self, name) is not None and not np.isfinite(getattr(self, name)).all():
+                raise UserError(f"predictions: {name} hold NaN or infinite values")
         wanted = {"labels": (rows,), "label_dist": (rows, classes)}
         for name, shape in wanted.items():
             value = getattr(self, name)
@@ -106,7 +122,12 @@ class Predictions:
     @classmethod
     def load(cls, path: str | Path) -> "Predictions":
         """Read what :meth:`save` wrote. Raises UserError naming the file for anything else."""
-        arrays = load_npz(path, required=("logits", "labels", "names", "class_names", "dataset"))
+        rows = ("logits", "labels", "names", "label_dist", "features")
+        arrays = load_npz(path, required=("logits", "labels", "names", "class_names", "dataset"), rows=rows)
+        for name in ("names", "class_names"):
+            if arrays[name].ndim != 1:
+                raise UserError(f"{path}: {name} must be a list, has shape {list(arrays[name].shape)}")
+        meta = parse_json(str(arrays["meta"]), f"{path}: meta") if "meta" in arrays else {}
         try:
             return cls(
                 logits=arrays["logits"],
@@ -116,7 +137,7 @@ class Predictions:
                 dataset=str(arrays["dataset"]),
                 label_dist=arrays.get("label_dist"),
                 features=arrays.get("features"),
-                meta=json.loads(str(arrays["meta"])) if "meta" in arrays else {},
+                meta=meta,
             )
         except ValueError as error:
             raise UserError(f"{path}: {error}") from None

@@ -7,10 +7,12 @@ from pathlib import Path
 
 from ngd_fast.artifacts.files import read_json, require_untouched
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME
+from ngd_fast.config import Config, build_config
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.metrics import PROTOCOLS
-from ngd_fast.evaluation.predictions import Predictions
+from ngd_fast.evaluation.predictions import Predictions, is_name
+from ngd_fast.evaluation.schema import Block, Fingerprint, Metrics
 
 METRICS_NAME = "metrics.json"
 
@@ -56,7 +58,7 @@ class Result:
     def fingerprint(self) -> dict | None:
         """The run's ablation_fingerprint.json; None where there is none."""
         path = self.folder / FINGERPRINT_NAME
-        return read_json(path) if path.exists() else None
+        return _checked(Fingerprint, read_json(path), path) if path.exists() else None
 
     @cached_property
     def calibration(self) -> dict | None:
@@ -151,27 +153,39 @@ def _metrics_files(path: Path) -> list[Path]:
 def read_metrics(path: Path) -> Iterator[Result]:
     """The evaluations in one metrics.json; none in that of another kind of run, such as an EEG teacher's."""
     data = read_json(path)
-    if not isinstance(data, dict):
-        raise UserError(f"{path}: must hold a JSON object, holds a {type(data).__name__}")
     found = {key: value for key, value in data.items() if isinstance(value, dict) and PROTOCOLS[0] in value}
     if PROTOCOLS[0] in data:
         found[""] = data
     for split, blocks in found.items():
         for protocol in PROTOCOLS:
-            missing = {"accuracy", "macro_f1", "n", "classes", "confusion"} - set(blocks.get(protocol, ()))
+            missing = {"accuracy", "macro_f1", "n", "classes", "confusion"} - set(blocks.get(protocol) or ())
             if missing:
                 raise UserError(f"{path}: {split or 'the file'} lacks {protocol} {', '.join(sorted(missing))}")
+            _checked(Block, blocks[protocol], f"{path}: {split} {protocol}")
+        _checked(Metrics, data, path)
         run = str(data.get("run") or path.parent.name)
+        names = {
+            "run": run,
+            "variant": str(data.get("variant") or run),
+            "dataset": str(data.get("dataset") or split or path.parent.name),
+        }
+        for key, name in names.items():
+            if not is_name(name):
+                raise UserError(f"{path}: {key} must be one line of at most 200 printable characters, is {name!r:.200}")
         yield Result(
             path=path,
             split=split,
-            run=run,
-            variant=str(data.get("variant") or run),
             seed=data.get("seed"),
-            dataset=str(data.get("dataset") or split or path.parent.name),
+            **names,
             blocks={protocol: blocks[protocol] for protocol in PROTOCOLS},
             data=data,
         )
+
+
+def _checked(model: type[Config], data: dict, source: object) -> dict:
+    """``data`` as it is, once ``model`` takes it."""
+    build_config(model, data, source=str(source))
+    return data
 
 
 def by_variant(results: Iterable[Result]) -> dict[str, list[Result]]:

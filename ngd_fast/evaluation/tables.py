@@ -13,6 +13,7 @@ from ngd_fast.evaluation.bootstrap import METRICS
 from ngd_fast.evaluation.comparison import paired_difference, require_same_rows, summarize, variant_samples
 from ngd_fast.evaluation.metrics import PROTOCOLS
 from ngd_fast.evaluation.results import Result, by_dataset, by_variant, load_results
+from ngd_fast.evaluation.schema import MAX_RESAMPLES
 
 ABLATION, XVAL = "ablation_lite", "xval_main"
 
@@ -168,9 +169,15 @@ def rebuild_table(path: str | Path) -> dict:
     """The table that the sources named in the table file ``path`` give now; raises UserError where one is gone."""
     path = Path(path)
     table = read_json(path)
-    results = load_results([path.parent / source["path"] for source in table["sources"]])
+    sources = [path.parent / source["path"] for source in table["sources"]]
+    for source in sources:  # a folder would be searched, the whole disk if it is /
+        if not source.is_file():
+            raise UserError(f"{source}: no such file, though {path.name} is made from it")
+    results = load_results(sources)
     if table["kind"] == ABLATION:
         own = [r for r in results if r.split == "valid"]
+        if not 0 < table["resamples"] <= MAX_RESAMPLES:
+            raise UserError(f"{path}: resamples must be from 1 to {MAX_RESAMPLES}, are {table['resamples']}")
         made = ablation_table(own, protocol=table["protocol"], baseline=table["baseline"], resamples=table["resamples"])
     else:
         made = xval_table(results)

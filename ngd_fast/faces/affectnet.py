@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ngd_fast.artifacts.headers import load_npy
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import AFFECTNET_IDS, AFFECTNET_UNUSED_IDS, CLASS_NAMES, LabelMap
@@ -120,10 +121,10 @@ def _read_annotations(source: Path, label_map: LabelMap):
                             "nor train_set/ and val_set/ of those")  # fmt: skip
         paths, names, labels, unused = [], [], [], 0
         for file in files:
-            try:
-                code = str(np.load(file, allow_pickle=False).item())
-            except (ValueError, OSError, EOFError) as error:
-                raise UserError(f"{file}: not a readable annotation ({error})") from None
+            value = load_npy(file)
+            if value.size != 1:
+                raise UserError(f"{file}: must hold one annotation, holds {value.size}")
+            code = str(value.item())
             index = label_map.index_of_id(code)
             if index is None:
                 _require_unused(code, label_map, str(file))

@@ -63,9 +63,11 @@ class LabelMap:
             index = class_index(name)
             if index is None:
                 raise UserError(f"{source}: {name!r} is none of the classes {', '.join(CLASS_NAMES)}")
-            if int(number) in self.by_id:
-                raise UserError(f"{source}: id {number} stands for two classes")
-            self.by_id[int(number)] = index
+            number = int(float(number))
+            if number in self.by_id:
+                both = f"{CLASS_NAMES[self.by_id[number]]} and {name}"
+                raise UserError(f"{source}: id {number} stands for two classes, {both}")
+            self.by_id[number] = index
             self.by_name[str(name).strip().lower()] = index
 
     @classmethod
@@ -78,6 +80,13 @@ class LabelMap:
         if isinstance(source, Mapping):
             return cls(source)
         return cls(read_json(source), str(source))
+
+    def require_distinct(self) -> None:
+        """Raise UserError where two ids stand for one class, as they may for labels but not for columns."""
+        for number, index in self.by_id.items():
+            first = next(n for n, i in self.by_id.items() if i == index)
+            if first != number:
+                raise UserError(f"{self.source}: columns {first} and {number} are both {CLASS_NAMES[index]}")
 
     def __str__(self) -> str:
         pairs = ", ".join(f"{number} {CLASS_NAMES[index]}" for number, index in sorted(self.by_id.items()))

@@ -16,7 +16,7 @@ import torch
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import view_parameters
 from ngd_fast.faces.batches import Batch, Feed
-from ngd_fast.faces.images import decode_image
+from ngd_fast.faces.images import decode_image, open_image
 
 _DECODED_BY_DALI = (b"\xff\xd8\xff", b"\x89PNG", b"BM", b"RIFF", b"\0\0\0\x0cjP  ", b"\xff\x4f\xff\x51")
 """How JPEG, PNG, BMP, WebP and JPEG 2000 begin. TIFF and PNM are Pillow's: DALI reads no TIFF of one bit, and takes
@@ -43,6 +43,7 @@ class DaliFeed(Feed):
         self._pool = None if self.source.in_memory else ThreadPoolExecutor(max(1, self.num_workers), "ngd-read")
         self._epoch, self._start, self._order = 0, 0, np.empty(0, np.int64)
         self._fault: Exception | None = None
+        self._judged = np.zeros(len(self.faces), bool)
         self._pipeline = None
 
     def epoch(self, epoch: int, start_step: int = 0) -> Iterator[Batch]:
@@ -217,6 +218,9 @@ class DaliFeed(Feed):
 
     def _read(self, row: int) -> np.ndarray:
         path = self.faces.paths[row]
+        if not self._judged[row]:
+            with open_image(path):  # or DALI would decode whatever the header promises
+                self._judged[row] = True
         try:
             content = Path(path).read_bytes()
         except OSError as error:

@@ -192,13 +192,13 @@ def _check_label_dist(label_dist, count: int, classes: int, where: str) -> np.nd
 
 
 def _read_npz(path: Path, class_map) -> dict:
-    arrays = load_npz(path, ("images",))
+    arrays = load_npz(path, ("images",), rows=("images", "label_dist", "labels", "names", "subjects"))
     label_dist, labels = arrays.get("label_dist"), arrays.get("labels")
     if label_dist is None and labels is None:
         raise UserError(f"{path}: lacks label_dist (has {', '.join(arrays)})")
     if class_map is not None:
         label_dist, labels = _reorder(label_dist, labels, LabelMap.load(class_map), path)
-    texts = {key: [_text(value) for value in arrays[key].tolist()] for key in ("names", "subjects") if key in arrays}
+    texts = {key: [_text(value) for value in arrays[key].ravel()] for key in ("names", "subjects") if key in arrays}
     return {"images": arrays["images"], "label_dist": label_dist, "labels": labels, **texts}
 
 
@@ -210,6 +210,7 @@ def _reorder(label_dist, labels, label_map: LabelMap, path: Path):
     """Columns and ids in the dataset's own order -> the taxonomy's."""
     if label_dist is not None:
         columns = sorted(label_map.by_id)
+        label_map.require_distinct()
         if label_dist.ndim != 2 or label_dist.shape[1] != len(columns):
             raise UserError(f"{path}: label_dist has shape {list(label_dist.shape)}, "
                             f"{label_map.source} names {len(columns)} classes")  # fmt: skip

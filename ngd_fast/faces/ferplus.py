@@ -18,7 +18,7 @@ from ngd_fast.errors import UserError
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.images import decode_image, map_images
-from ngd_fast.faces.table import check_paths, read_cells, read_rows
+from ngd_fast.faces.table import check_paths, find_column, read_cells, read_rows
 
 LABEL_MODES = ("plurality", "majority", "probability", "crossentropy", "multi_target")
 SPLITS = {"Training": "train", "PublicTest": "valid", "PrivateTest": "test"}
@@ -153,6 +153,8 @@ def _sort_labels(labels: Sequence[str | Path]) -> tuple[Path | None, dict[str, P
         if not path.exists():
             raise UserError(f"{path}: no such file or folder")
         if path.is_file():
+            if table is not None:
+                raise UserError(f"{table} and {path}: two files of votes, wanted one")
             table = path
             continue
         inside = {split: path / name for split, name in FOLDERS.items() if (path / name / "label.csv").is_file()}
@@ -161,6 +163,8 @@ def _sort_labels(labels: Sequence[str | Path]) -> tuple[Path | None, dict[str, P
         if not inside:
             raise UserError(f"{path}: holds no label.csv, neither itself as one of {', '.join(FOLDERS.values())} "
                             "nor in folders of those names")  # fmt: skip
+        for split in inside.keys() & folders.keys():
+            raise UserError(f"{folders[split]} and {inside[split]} both hold the {split} split's labels, wanted one")
         folders |= inside
     if table is None and not folders:
         raise UserError("give --labels: fer2013new.csv, or the folders with label.csv")
@@ -197,7 +201,7 @@ def _columns(path: Path, header: list[str], wanted: Sequence[str]) -> list[int]:
     missing = [name for name in wanted if name not in header]
     if missing:
         raise UserError(f"{path}: lacks the columns {', '.join(missing)}; its header is {','.join(header)[:120]}")
-    return [header.index(name) for name in wanted]
+    return [find_column(path, header, (name,)) for name in wanted]
 
 
 def _check_usage(usage: str, where: str) -> str:

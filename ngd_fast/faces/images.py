@@ -1,18 +1,32 @@
 """Decoding image files. Faces live as uint8 arrays [H, W] (grey) or [H, W, 3] (RGB)."""
 
+import contextlib
+import math
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ngd_fast.errors import UserError
 
+if TYPE_CHECKING:
+    from PIL import Image
+
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".jp2", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".avif")
 IMAGE_SUFFIXES += (".pgm", ".ppm", ".pbm", ".pnm")
 """Of the formats that Pillow reads those that hold pictures; of several frames the first is taken."""
+
+_FORMATS = ("PNG", "JPEG", "JPEG2000", "BMP", "DIB", "GIF", "TIFF", "WEBP", "AVIF", "PPM")
+"""Pillow goes by the content, not the name, and starts a program (Ghostscript) for a picture in PostScript."""
+
+MAX_PIXELS = 1 << 28
+"""The largest cameras for sale make 200 million."""
+_FREE_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 200
+"""An image above 33 million pixels must have a byte for 200 of them: photographs have one for 2 to 30."""
 
 
 def list_images(folder: str | Path, *, deep: bool = True) -> tuple[list[Path], Counter]:
@@ -41,18 +55,40 @@ def longest_side(paths: Sequence[str], limit: int) -> int:
 
     Unreadable files are passed over: decoding them names them.
     """
-    from PIL import Image
-
     longest = 1
     for path in paths:
         try:
-            with Image.open(path) as image:
+            with open_image(path) as image:
                 longest = max(longest, *image.size)
-        except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        except UserError:
             continue
         if longest >= limit:
             return limit
     return longest
+
+
+@contextlib.contextmanager
+def open_image(path: str | Path) -> Iterator["Image.Image"]:
+    """The image in ``path``, of which only the header is read yet; UserError for whatever is wrong with the file."""
+    from PIL import Image
+
+    # Its own limit is below the largest photographs, and at half of it already it warns those who can do nothing.
+    Image.MAX_IMAGE_PIXELS = max(2 * MAX_PIXELS, Image.MAX_IMAGE_PIXELS or 0)
+    try:
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise ValueError("no file")  # a pipe would be waited for
+        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+            pixels = image.width * image.height
+            if pixels > min(MAX_PIXELS, max(_FREE_PIXELS, _PIXELS_PER_BYTE * os.fstat(file.fileno()).st_size)):
+                raise ValueError(f"its header promises {image.width} x {image.height} pixels")
+            yield image
+    except FileNotFoundError:
+        raise UserError(
+            f"{path}: no such image; if the paths are relative to another folder, give --image-root"
+        ) from None
+    except Exception as error:  # a damaged image provokes anything in Pillow, from struct.error to MemoryError
+        reason = " ".join(str(error).split())[:200] or type(error).__name__
+        raise UserError(f"{path}: not a readable image ({reason}); --skip-bad leaves such images out") from None
 
 
 def decode_image(
@@ -62,30 +98,25 @@ def decode_image(
 
     box   (left, top, right, bottom) in pixels: only this part; what lies beyond the border is black
     side  resize to side x side with a triangle filter that widens when it shrinks (antialiased)
-    Raises UserError naming the file when it is missing or no image.
+    Raises UserError naming the file when it is missing, no image, or of more pixels than a file of its size holds.
     """
     from PIL import Image, ImageOps
 
-    try:
-        with Image.open(path) as image:
-            if image.mode == "F":  # of unknown range: 0 to 1 would come out black
-                raise ValueError("pixels are floating-point numbers, must be integers")
-            ImageOps.exif_transpose(image, in_place=True)
-            if image.mode.startswith("I"):  # 16-bit PNG: PIL would clip, not scale
-                image = image.point(lambda value: value / 256)
-            image = image.convert("L" if grey else "RGB")
-            if box is not None:
-                image = image.crop(tuple(round(edge) for edge in box))
-            if side is not None and image.size != (side, side):
-                image = image.resize((side, side), Image.Resampling.BILINEAR)
-            return np.array(image)
-    except FileNotFoundError:
-        raise UserError(
-            f"{path}: no such image; if the paths are relative to another folder, give --image-root"
-        ) from None
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
-        # RuntimeError: what Pillow raises for a damaged AVIF.
-        raise UserError(f"{path}: not a readable image ({error}); --skip-bad leaves such images out") from None
+    with open_image(path) as image:
+        if image.mode == "F":  # of unknown range: 0 to 1 would come out black
+            raise ValueError("pixels are floating-point numbers, must be integers")
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16-bit PNG: PIL would clip, not scale
+            image = image.point(lambda value: value / 256)
+        image = image.convert("L" if grey else "RGB")
+        if box is not None:
+            left, top, right, bottom = (round(edge) for edge in box)
+            if not 0 < (right - left) * (bottom - top) <= max(16 * image.width * image.height, 1 << 20):
+                raise ValueError(f"no box of a face in {image.width} x {image.height}: {left, top, right, bottom}")
+            image = image.crop((left, top, right, bottom))
+        if side is not None and image.size != (side, side):
+            image = image.resize((side, side), Image.Resampling.BILINEAR)
+        return np.array(image)
 
 
 def resize_images(images: np.ndarray, side: int) -> np.ndarray:
@@ -132,7 +163,12 @@ def decode_all(
     """
     from ngd_fast.console import say
 
-    images = np.empty((len(paths), side, side) if grey else (len(paths), side, side, 3), np.uint8)
+    shape = (len(paths), side, side) if grey else (len(paths), side, side, 3)
+    try:
+        images = np.empty(shape, np.uint8)
+    except MemoryError:
+        size = f"{math.prod(shape) / 1e9:,.1f} GB"
+        raise UserError(f"{desc}: {len(paths)} images of {side} x {side} take {size}, more than is free") from None
 
     def work(row: int) -> bool:
         try:

@@ -62,21 +62,26 @@ def read_rows(path: Path) -> tuple[list[str], Iterator[tuple[int, list[str]]]]:
     return header, rows
 
 
-def find_column(header: Sequence[str], names: Sequence[str]) -> int | None:
-    """Index of the first of ``names`` that the header has."""
-    return next((header.index(name) for name in names if name in header), None)
+def find_column(path: Path, header: Sequence[str], names: Sequence[str]) -> int | None:
+    """Index of the first of ``names`` that the header has. Raises UserError where it has it twice."""
+    name = next((name for name in names if name in header), None)
+    if name is not None and header.count(name) > 1:
+        first = header.index(name)
+        second = header.index(name, first + 1)
+        raise UserError(f"{path}: columns {first + 1} and {second + 1} are both called {name}; leave one out")
+    return None if name is None else header.index(name)
 
 
 def read_csv(path: Path, class_map, image_root) -> dict:
     """Rows of a CSV list -> paths, names, label_dist [N, 8] float32, subjects or None. For Faces.load."""
     header, rows = read_rows(path)
-    path_column = find_column(header, PATH_COLUMNS)
+    path_column = find_column(path, header, PATH_COLUMNS)
     if path_column is None:
         raise UserError(f"{path}: no column of image paths; its header is {','.join(header)}, "
                         f"wanted one of {', '.join(PATH_COLUMNS)}")  # fmt: skip
-    name_column, id_column = find_column(header, NAME_COLUMNS), find_column(header, ID_COLUMNS)
-    subject_column = find_column(header, SUBJECT_COLUMNS)
-    dist_columns = [find_column(header, (name,)) for name in CLASS_NAMES]
+    name_column, id_column = find_column(path, header, NAME_COLUMNS), find_column(path, header, ID_COLUMNS)
+    subject_column = find_column(path, header, SUBJECT_COLUMNS)
+    dist_columns = [find_column(path, header, (name,)) for name in CLASS_NAMES]
     soft = None not in dist_columns
     if not soft and name_column is None and id_column is None:
         say(f"{path}: has no labels; a column of them is called one of {', '.join(NAME_COLUMNS + ID_COLUMNS)}, "
@@ -109,7 +114,7 @@ def read_groups(path: Path) -> dict[str, dict[str, str]]:
     The face stands in a column called name, or as paths are called in lists of faces.
     """
     header, rows = read_rows(path)
-    key = find_column(header, ("name", *PATH_COLUMNS))
+    key = find_column(path, header, ("name", *PATH_COLUMNS))
     if key is None:
         raise UserError(f"{path}: no column of faces; its header is {','.join(header)}, "
                         f"wanted one of name, {', '.join(PATH_COLUMNS)}")  # fmt: skip

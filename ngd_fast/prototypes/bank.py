@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from ngd_fast.artifacts.files import load_npz, save_npz
+from ngd_fast.artifacts.files import load_npz, parse_json, save_npz
 from ngd_fast.errors import UserError
 
 # Order of the checksum. class_prior is the one optional array.
@@ -71,10 +71,14 @@ class PrototypeBank:
             if value is not None:
                 object.__setattr__(self, name, torch.as_tensor(value).detach().to("cpu", torch.float32).contiguous())
         for name, dtype in (("counts", np.int64), ("centers", np.float32), ("filled_from", np.int64)):
+            if np.asarray(getattr(self, name)).dtype.kind not in ("iu" if dtype is np.int64 else "f"):
+                raise ValueError(f"{name}: must be {dtype.__name__}, is {np.asarray(getattr(self, name)).dtype}")
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
         self._check()
 
     def _check(self) -> None:
+        if not isinstance(self.meta, Mapping):
+            raise ValueError(f"meta: must be a mapping, is a {type(self.meta).__name__}")
         grid = len(self.centers) if self.centers.ndim == 1 else 0
         k = grid * grid
         if self.prototypes.ndim != 2 or len(self.prototypes) != k or not k or not self.prototypes.shape[1]:
@@ -194,6 +198,7 @@ class PrototypeBank:
         """
         arrays = load_npz(path, required=(*_ARRAYS, "meta", "sha256"))
         text, recorded = str(arrays.pop("meta")), str(arrays.pop("sha256"))
+        meta = parse_json(text, f"{path}: meta")
         unknown = sorted(set(arrays) - {*_ARRAYS, "class_prior"})
         if unknown:
             raise UserError(f"{path}: not a bank of prototypes (unknown array {', '.join(unknown)})")
@@ -204,7 +209,7 @@ class PrototypeBank:
                 " build it again"
             )
         try:
-            bank = cls(**arrays, meta=json.loads(text))
+            bank = cls(**arrays, meta=meta)
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a bank of prototypes ({error})") from None
         if embedding_dim is not None and bank.embedding_dim != embedding_dim:

@@ -7,8 +7,9 @@ from pathlib import Path
 import torch
 
 from ngd_fast.artifacts.files import atomic_path
-from ngd_fast.errors import UserError, first_line
+from ngd_fast.errors import UserError
 from ngd_fast.student.config import differing_keys
+from ngd_fast.student.weights import load_torch
 
 LAST_NAME = "student_last.ckpt"
 _FORMAT = 1
@@ -54,14 +55,17 @@ def progress_of(path: str | Path) -> tuple[int, int]:
 
 
 def _read(path: Path) -> dict:
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise UserError(f"{path}: no such checkpoint") from None
-    except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
-        reason = first_line(error)
-        raise UserError(f"{path}: not a readable checkpoint ({reason}); is it truncated?") from None
-    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+    if not path.exists():
+        raise UserError(f"{path}: no such checkpoint")
+    content = load_torch(path, "not a readable checkpoint; is it truncated?")
+    known = isinstance(content, dict) and content.get("format") == _FORMAT
+    parts = [content.get(name) for name in ("config", "checksums", "state")] if known else [None]
+    progress = parts[-1].get("progress") if isinstance(parts[-1], dict) else None
+    if (
+        not all(isinstance(part, dict) and all(isinstance(key, str) for key in part) for part in parts)
+        or not isinstance(progress, dict)
+        or not all(type(progress.get(name)) is int and progress[name] >= 0 for name in ("epoch", "step"))
+    ):
         raise UserError(f"{path}: is no checkpoint that this version of ngd_fast can continue")
     return content
 

@@ -25,9 +25,12 @@ from pydantic import Field, field_validator, model_validator
 
 from ngd_fast.config import Config, load_config
 from ngd_fast.errors import UserError
+from ngd_fast.evaluation.schema import MAX_RESAMPLES, Name
 from ngd_fast.faces.augment import AugmentConfig
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.objective.settings import KD_MODES, MARGIN, NAMES, VAR_CAP, Settings
+
+MAX_EMBEDDING = 65_536
 
 
 class DataConfig(Config):
@@ -58,8 +61,8 @@ class DataConfig(Config):
 
 
 class ModelConfig(Config):
-    arch: str = "resnet18"
-    embedding_dim: int = Field(256, ge=1)
+    arch: str = Field("resnet18", max_length=200)
+    embedding_dim: int = Field(256, ge=1, le=MAX_EMBEDDING)
     logit_scale: float = Field(1.0, gt=0)
     """Fixed factor on the logits; 1 is the paper's plain linear head on unit features."""
     stem: Literal["auto", "fused", "layers"] = "auto"
@@ -205,7 +208,7 @@ class TrainConfig(Config):
     checkpoint_seconds: float = Field(20.0, ge=0)
     """At an epoch's end a checkpoint is written if the last one is as old as this; at the run's end always."""
     valid_batch_size: int = Field(512, ge=1)
-    bootstrap: int = Field(1000, ge=0)
+    bootstrap: int = Field(1000, ge=0, le=MAX_RESAMPLES)
     """Resamples behind the confidence intervals in metrics.json."""
 
     @model_validator(mode="after")
@@ -228,14 +231,14 @@ class TrainConfig(Config):
 
 class FeedConfig(Config):
     kind: Literal["auto", "dali", "resident", "torch"] = "auto"
-    workers: int | None = Field(None, ge=0)
+    workers: int | None = Field(None, ge=0, le=1024)
     """Threads that prepare and decode faces; None: for a GPU one for each core, 8 at most; none beside a CPU's work."""
 
 
 class StudentConfig(Config):
     """Everything that a run depends on."""
 
-    name: str = "student"
+    name: Name = "student"
     """The variant, as it stands in tables."""
     seed: int = Field(1, ge=0, lt=2**64)
     device: str = "auto"
@@ -246,6 +249,13 @@ class StudentConfig(Config):
     train: TrainConfig = TrainConfig()
     augment: AugmentConfig = AugmentConfig()
     feed: FeedConfig = FeedConfig()
+
+    @field_validator("name")
+    @classmethod
+    def _no_path(cls, name):
+        if "/" in name or name.startswith("."):
+            raise ValueError("must be no path: a run's folder is named by it")
+        return name
 
     @model_validator(mode="after")
     def _full_size_is_largest(self):

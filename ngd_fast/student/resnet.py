@@ -113,7 +113,7 @@ class ResNet(nn.Module):
 
 def parse_arch(arch: str) -> tuple[int, int] | None:
     """(depth, width) of "resnet18", "resnet50", "resnet18-w16" (first stage of 16 channels); None for other names."""
-    match = re.fullmatch(r"resnet(\d+)(?:-w(\d+))?", arch)
+    match = re.fullmatch(r"resnet([0-9]{1,4})(?:-w([0-9]{1,4}))?", arch)
     if match is None:
         return None
     depth, width = int(match[1]), int(match[2] or 64)

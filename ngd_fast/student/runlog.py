@@ -9,8 +9,9 @@ import os
 from collections.abc import Mapping
 from pathlib import Path
 
-from ngd_fast.artifacts.files import write_text
+from ngd_fast.artifacts.files import parse_json, read_text, write_text
 from ngd_fast.console import say
+from ngd_fast.errors import UserError
 
 LOG_NAME = "log.jsonl"
 
@@ -35,11 +36,14 @@ class RunLog:
         if not self.path.exists():
             return []
         lines = []
-        for text in self.path.read_text(encoding="utf-8").splitlines():
+        for text in read_text(self.path).splitlines():
             try:
-                lines.append(json.loads(text))
-            except json.JSONDecodeError:  # the line during which the run was killed
+                line = parse_json(text, self.path)
+            except UserError:  # the line during which the run was killed
                 break
+            if not isinstance(line, dict) or type(line.get("epoch")) is not int:
+                break
+            lines.append(line)
         return lines
 
     def epoch(self, epoch: int, values: Mapping) -> None:

@@ -15,7 +15,7 @@ import torch
 
 from ngd_fast.artifacts.files import SUMS_NAME, write_json, write_sums
 from ngd_fast.artifacts.fingerprint import FINGERPRINT_NAME, make_fingerprint, write_environment
-from ngd_fast.errors import UserError, lacks_memory
+from ngd_fast.errors import UserError, first_line, lacks_memory
 from ngd_fast.evaluation.metrics import evaluate, evaluate_predictions
 from ngd_fast.evaluation.predictions import softmax
 from ngd_fast.faces.classes import CLASS_NAMES
@@ -98,11 +98,16 @@ class Session:
         if not path.exists():
             return False
         state = load_checkpoint(path, config=self.config.model_dump(mode="json"), checksums=self.checksums)
-        self.step.load_state_dict(state["step"])
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"])
-        if self.step.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], self.step.device)
+        try:
+            self.step.load_state_dict(state["step"])
+            self.progress = Progress(**state["progress"])
+            torch.set_rng_state(state["rng"])
+            if self.step.device.type == "cuda":
+                torch.cuda.set_rng_state(state["cuda_rng"], self.step.device)
+        except (LookupError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+            if lacks_memory(error):
+                raise
+            raise UserError(f"{path}: holds no state of such a run ({first_line(error)})") from None
         return True
 
     def start(self) -> None:

@@ -44,12 +44,18 @@ class Job:
 
 def ablation_jobs(configs: Sequence[str], seeds: Sequence[int], overrides: Sequence[str], out: str | Path) -> list[Job]:
     """Every configuration with every seed, in ``out``/NAME_seedN. Raises UserError where two share a name."""
-    jobs = [
-        Job(config, Path(out) / f"{config.name}_seed{seed}")
-        for seed in seeds
-        for config in (load_student_config(name, [*overrides, f"seed={seed}"]) for name in configs)
-    ]
-    _require_distinct(jobs)
+    jobs, sources = [], {}
+    for seed in seeds:
+        for source in configs:
+            config = load_student_config(source, [*overrides, f"seed={seed}"])
+            folder = Path(out) / f"{config.name}_seed{seed}"
+            if folder in sources:
+                raise UserError(
+                    f"{sources[folder]} and {source} are both named {config.name}, and two runs would be written to "
+                    f"{folder}; give the configurations different names"
+                )
+            sources[folder] = source
+            jobs.append(Job(config, folder))
     return jobs
 
 
@@ -81,9 +87,12 @@ def grid_jobs(
     """``config`` with each bank (one for each grid size) and each seed; the 5x5 grid, if there, is the baseline."""
     if len(banks) < 2:
         raise UserError("sweep grid: --banks must name two or more, made by ngd-fast prototypes build --grid N")
-    grids = {PrototypeBank.load(bank).grid: bank for bank in banks}
-    if len(grids) < len(banks):
-        raise UserError(f"sweep grid: two of the banks have the same grid; they have {sorted(grids)}")
+    grids: dict[int, str] = {}
+    for bank in banks:
+        grid = PrototypeBank.load(bank).grid
+        if grid in grids:
+            raise UserError(f"sweep grid: {grids[grid]} and {bank} have the same grid, {grid}x{grid}")
+        grids[grid] = bank
     jobs = []
     for seed in seeds:
         for grid, bank in sorted(grids.items()):
@@ -104,13 +113,6 @@ def _get(config: StudentConfig, key: str) -> float:
     for part in key.split("."):
         value = getattr(value, part)
     return value
-
-
-def _require_distinct(jobs: Sequence[Job]) -> None:
-    folders = [job.folder for job in jobs]
-    twice = [folder for folder in folders if folders.count(folder) > 1]
-    if twice:
-        raise UserError(f"two runs would be written to {twice[0]}; give the configurations different names")
 
 
 def run_suite(

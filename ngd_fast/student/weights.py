@@ -1,23 +1,30 @@
 """Weights on disk: a student with its metadata as safetensors, and backbone weights from elsewhere."""
 
 import json
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ngd_fast.artifacts.files import atomic_path
+from ngd_fast.artifacts.files import atomic_path, is_plain, parse_json
+from ngd_fast.artifacts.headers import require_zip_proportion
+from ngd_fast.config import Config, build_config
 from ngd_fast.errors import UserError, first_line
+from ngd_fast.evaluation.predictions import MAX_CLASSES
+from ngd_fast.evaluation.schema import Name
+from ngd_fast.student.config import MAX_EMBEDDING
 from ngd_fast.student.networks import Student, build_student
 
 BEST_NAME = "student_best.safetensors"
 _METADATA_KEY = "ngd_fast"
-_REQUIRED = ("arch", "class_names", "image_size", "mean", "std", "embedding_dim")
 
 
 def save_student(path: str | Path, state: Mapping[str, torch.Tensor], meta: Mapping[str, Any]) -> None:
@@ -45,33 +52,65 @@ def load_student(path: str | Path) -> tuple[Student, dict[str, Any]]:
     """
     path = student_file(path)
     state, metadata = _read_safetensors(path)
-    try:
-        meta = json.loads(metadata[_METADATA_KEY])
-    except (KeyError, json.JSONDecodeError):
-        raise UserError(f"{path}: is no student of ngd_fast (it lacks the metadata)") from None
-    missing = [key for key in _REQUIRED if key not in meta]
-    if missing:
-        raise UserError(f"{path}: its metadata lacks {', '.join(missing)}")
-    student = build_student(
-        meta["arch"],
-        num_classes=len(meta["class_names"]),
-        embedding_dim=meta["embedding_dim"],
-        logit_scale=meta.get("logit_scale", 1.0),
-        image_size=meta["image_size"],
+    if _METADATA_KEY not in metadata:
+        raise UserError(f"{path}: is no student of ngd_fast (it lacks the metadata)")
+    meta = parse_json(metadata[_METADATA_KEY], f"{path}: metadata")
+    if not isinstance(meta, dict):
+        raise UserError(f"{path}: is no student of ngd_fast (its metadata is a {type(meta).__name__})")
+    checked = build_config(_Meta, meta, source=f"{path}: metadata")
+    build = partial(
+        build_student,
+        checked.arch,
+        num_classes=len(checked.class_names),
+        embedding_dim=checked.embedding_dim,
+        logit_scale=checked.logit_scale,
+        image_size=checked.image_size,
     )
     try:
+        with torch.device("meta"):  # without memory, which a small file must not ask for
+            sketch = build()
+        sketch.load_state_dict(state, assign=True)
+        student = build()
         student.load_state_dict(state)
     except RuntimeError as error:
         reason = str(error).splitlines()[1].strip() if "\n" in str(error) else str(error)
-        raise UserError(f"{path}: does not hold the weights of {meta['arch']}: {reason}") from None
+        raise UserError(f"{path}: does not hold the weights of {checked.arch}: {reason}") from None
+    require_finite(student.state_dict(), path)
     return student.eval(), meta
+
+
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class _Meta(Config):
+    """What must be right before a network is built from a file's metadata."""
+
+    model_config = ConfigDict(extra="allow")
+
+    arch: Annotated[str, Field(max_length=200)]
+    class_names: Annotated[tuple[Name, ...], Field(min_length=1, max_length=MAX_CLASSES)]
+    image_size: Annotated[int, Field(ge=8, le=2048)]
+    mean: float | tuple[float, float, float]
+    std: _Positive | tuple[_Positive, _Positive, _Positive]
+    embedding_dim: Annotated[int, Field(ge=1, le=MAX_EMBEDDING)]
+    logit_scale: _Positive = 1.0
+    grey: bool = False
+    seed: Annotated[int, Field(ge=0, lt=2**64)] | None = None
+    config_name: Name | None = None
+
+
+def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
+    """Raise UserError naming ``path`` where a tensor holds NaN or infinity."""
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not torch.isfinite(tensor).all():
+            raise UserError(f"{path}: {name} holds NaN or infinite values")
 
 
 def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
             return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
 
 
@@ -107,10 +146,27 @@ def load_backbone_weights(backbone: nn.Module, path: str | Path) -> LoadReport:
             raise UserError(f"{path}: {key} is {list(found[key].shape)}, the backbone's is {list(own[key].shape)}")
     if not loaded:
         raise UserError(f"{path}: none of its {len(found)} tensors is one of the backbone's (conv1.weight, ...)")
-    backbone.load_state_dict({key: found[key] for key in loaded}, strict=False)
+    try:
+        backbone.load_state_dict({key: found[key] for key in loaded}, strict=False)
+    except (RuntimeError, NotImplementedError) as error:
+        raise UserError(f"{path}: cannot be taken as the backbone's weights ({first_line(error)})") from None
+    require_finite({key: own[key] for key in loaded}, path)
     return LoadReport(
         tuple(loaded), tuple(key for key in own if key not in found), tuple(key for key in found if key not in own)
     )
+
+
+def load_torch(path: Path, fault: str) -> Any:
+    """What torch.save wrote, on the CPU, without unpickling; UserError with ``fault`` for anything else."""
+    if not is_plain(path):
+        raise UserError(f"{path}: {fault} (it is no file)")
+    require_zip_proportion(path)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about storages of older releases, which nobody here can change
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
+        raise UserError(f"{path}: {fault} ({first_line(error)})") from None
 
 
 def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
@@ -119,15 +175,12 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
         raise UserError(f"{path}: no such file of weights")
     if path.suffix == ".safetensors":
         return _read_safetensors(path)[0]
-    try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # torch.load raises half a dozen kinds for files it cannot or must not read
-        reason = first_line(error)
-        raise UserError(f"{path}: cannot be read as weights without unpickling ({reason})") from None
+    content = load_torch(path, "cannot be read as weights without unpickling")
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
+    pairs = content.items() if isinstance(content, dict) else [(None, None)]
+    if not all(isinstance(key, str) and isinstance(value, torch.Tensor) for key, value in pairs):
         raise UserError(f"{path}: holds no state dict (names and tensors)")
     return content
 

@@ -139,7 +139,7 @@ def _write_mat73(path: Path, name: str, value: Mapping[str, Any]) -> None:
             dataset.attrs["MATLAB_class"] = np.bytes_({"float64": "double"}.get(item.dtype.name, item.dtype.name))
         return dataset
 
-    with h5py.File(path, "w", userblock_size=512) as file:
+    with h5py.File(path, "w", userblock_size=512, locking=False) as file:
         store = file.create_group("#refs#")
         put(file, name, value)
     with open(path, "r+b") as file:

@@ -1,19 +1,20 @@
 """The teacher: topomaps in, valence/arousal and a 256-D penultimate layer out (the paper's section 4.2)."""
 
-import hashlib
 import json
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from pydantic import ConfigDict, Field
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ngd_fast.artifacts.files import atomic_path
-from ngd_fast.config import build_config
+from ngd_fast.artifacts.files import atomic_path, parse_json, sha256
+from ngd_fast.config import Config, build_config
 from ngd_fast.errors import UserError, first_line
-from ngd_fast.teacher.config import NetworkConfig
+from ngd_fast.teacher.config import InputConfig, NetworkConfig
 
 EMBEDDING_DIM = 256
 _METADATA_KEY = "ngd_fast"
@@ -145,6 +146,21 @@ def save_teacher(path: str | Path, teacher: Teacher, meta: dict[str, Any]) -> No
         temporary.write_bytes(save(tensors, metadata=metadata))
 
 
+class _Meta(Config):
+    """What must be right before a network is built from a file's metadata, and its input made."""
+
+    model_config = ConfigDict(extra="allow")
+
+    network: NetworkConfig
+    bands: Annotated[int, Field(ge=1, le=1000)]
+    resolution: Annotated[int, Field(ge=8, le=512)]
+    band_names: list[str]
+    input: InputConfig
+    maps_sha256: str
+    train_subjects: list[int]
+    validation_subjects: list[int]
+
+
 def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tuple[Teacher, dict[str, Any]]:
     """Read a run's folder or its safetensors file; returns the module in eval mode and its metadata.
 
@@ -155,18 +171,23 @@ def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tup
     path = path / WEIGHTS_NAME if path.is_dir() else path
     if not path.is_file():
         raise UserError(f"{path}: no such file; a teacher is made by 'ngd-fast teacher train'")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    digest = sha256(path)
     try:
         with safe_open(path, framework="pt") as file:
-            meta = json.loads((file.metadata() or {}).get(_METADATA_KEY, "null"))
+            text = (file.metadata() or {}).get(_METADATA_KEY, "null")
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, json.JSONDecodeError, UnicodeDecodeError, OSError) as error:
+    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
+    meta = parse_json(text, f"{path}: metadata")
     if not isinstance(meta, dict) or not {"network", "bands", "resolution", *_REQUIRED} <= meta.keys():
         raise UserError(f"{path}: not a teacher of ngd-fast (no such metadata)")
-    config = build_config(NetworkConfig, meta["network"], source=str(path))
+    checked = build_config(_Meta, meta, source=f"{path}: metadata")
+    build = partial(Teacher, checked.bands, checked.resolution, checked.network)
     try:
-        teacher = Teacher(meta["bands"], meta["resolution"], config)
+        with torch.device("meta"):  # without memory, which a small file must not ask for
+            sketch = build()
+        sketch.load_state_dict(tensors, assign=True)
+        teacher = build()
         teacher.load_state_dict(tensors)
     except (RuntimeError, ValueError, TypeError) as error:
         raise UserError(f"{path}: weights do not fit the network they name ({first_line(error)})") from None

@@ -32,8 +32,9 @@ def student(path):
 
 
 def teacher(path):
-    names = ("band_names", "input", "maps_sha256", "train_subjects", "validation_subjects")
-    save_teacher(path, Teacher(1, 32, NetworkConfig(width=8)), dict.fromkeys(names, ""))
+    subjects = {"train_subjects": [1], "validation_subjects": [2]}
+    meta = {"band_names": ["alpha"], "input": {}, "maps_sha256": "", **subjects}
+    save_teacher(path, Teacher(1, 32, NetworkConfig(width=8)), meta)
     return lambda: load_teacher(path)
 
 

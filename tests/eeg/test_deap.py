@@ -102,7 +102,7 @@ def test_pickles_and_other_folders_are_refused(tmp_path, capsys):
             r"must be videos x 40 channels x 8064, is \(2, 40",
         ),
         ({"data": np.zeros((2, 40, 8064)), "labels": np.ones((3, 4))}, r"labels must be 2 x 4, is \(3, 4\)"),
-        ({"labels": np.ones((2, 4))}, "is absent"),
+        ({"labels": np.ones((2, 4))}, "holds no variable named data"),
         (None, "not a readable MATLAB file"),
     ],
 )

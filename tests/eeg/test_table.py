@@ -189,7 +189,7 @@ def test_a_dead_channel_is_named(frame, tmp_path, capsys):
         (lambda f: f.drop(columns="O2_beta"), "no column for O2 beta"),
         (lambda f: f[["subject", "trial", "window"]], "no column looks like"),
         (lambda f: f.iloc[:0], "no rows"),
-        (lambda f: pd.concat([f, f.iloc[[7]]]), "subject 2, trial 1, window 1 stands in 2 rows"),
+        (lambda f: pd.concat([f, f.iloc[[7]]]), "subject 2, trial 1, window 1 stands in rows"),
         (lambda f: f.assign(valence=10), "row 2, valence: rating 10 is not on the scale from 1 to 9"),
         (lambda f: f.assign(F3_alpha=["x"] * len(f)), "row 2, column F3_alpha must be a number, is 'x'"),
         (lambda f: f.assign(subject="anna"), "column subject must hold a number, is 'anna'"),
@@ -220,7 +220,7 @@ def test_ratings_that_cannot_be_used(frame, tmp_path):
     ratings = pd.DataFrame({"subject": [1, 2], "trial": [1, 1], "valence": [3, 3], "arousal": [3, 3]})
     with pytest.raises(UserError, match="rates none of the subjects and trials"):
         run(bare, tmp_path, ratings=ratings.assign(subject=[8, 9]))
-    with pytest.raises(UserError, match="subject 1, trial 1 is rated twice"):
+    with pytest.raises(UserError, match="subject 1, trial 1 is rated twice, in rows"):
         run(bare, tmp_path, ratings=ratings.assign(subject=1))
     with pytest.raises(UserError, match="row 3, arousal: rating 11"):
         run(bare, tmp_path, ratings=ratings.assign(arousal=[1, 11]))

@@ -145,7 +145,7 @@ def test_montage_from_a_file(tmp_path):
         (["F3", "F4", "Cz"], {}, "3 channels cannot be interpolated .* at least 4"),
         (["Fz", "Cz", "Pz", "Oz"], {}, "on one line"),
         ([*EMOTIV, "ECG"], {}, "no position for ECG"),
-        (["T7", "T3", "F3", "F4", "O1"], {}, "same position"),
+        (["T7", "T3", "F3", "F4", "O1"], {}, "channels T7 and T3 have the same position"),
         (EMOTIV, {"montage": "biosemi31"}, "such as biosemi32"),
     ],
 )

@@ -81,7 +81,7 @@ def test_no_row_takes_part_in_its_own_fit():
 @pytest.mark.parametrize(
     "content",
     [{}, {"method": "temperature", "scale": [1.0], "bias": [0.0] * 2}, {"method": "vector", "scale": [1], "bias": [0]},
-     {"method": "temperature", "scale": [0.0], "bias": [0.0]}, {"method": "x", "scale": [1.0], "bias": [0.0]}, [],
+     {"method": "temperature", "scale": [0.0], "bias": [0.0]}, {"method": "x", "scale": [1.0], "bias": [0.0]},
      {"method": "temperature", "scale": ["a"], "bias": [0.0]}],
 )  # fmt: skip
 def test_a_file_that_is_no_calibration(tmp_path, content):
@@ -134,7 +134,7 @@ def test_it_is_kept_with_the_run_and_used(finished, faces, tmp_path, capsys):
     assert "calibration" not in read_json(raw / "metrics.json")
     # in predict and in what is exported too
     assert call("predict", "--ckpt", finished, faces / "toy.npz", "--out", tmp_path / "p.json") == 0
-    first = read_json(tmp_path / "p.json")[0]["probabilities"]
+    first = json.loads((tmp_path / "p.json").read_text())[0]["probabilities"]
     np.testing.assert_allclose(list(first.values()), softmax(logits[0])[0], atol=2e-6)
     module, meta = load_student(finished)
     fitted = Calibration.load(finished / "calibration.json", 8)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ngd_fast.artifacts.files import read_json
 from ngd_fast.faces import detection
 from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.detection import FaceBox
@@ -34,7 +33,7 @@ def test_predict_images_folders_and_lists(ckpt, faces, tmp_path, capsys):
     assert call(
         "predict", "--ckpt", ckpt, faces / "list.csv", "--image-root", faces / "tree", "--out", tmp_path / "p.json"
     ) == 0  # fmt: skip
-    assert len(read_json(tmp_path / "p.json")) == 12
+    assert len(json.loads((tmp_path / "p.json").read_text())) == 12
 
 
 def test_a_broken_image_stops_or_is_left_out(ckpt, faces, tmp_path, capsys):
@@ -126,5 +125,5 @@ def test_precision_is_a_choice(ckpt, faces, tmp_path, capsys):
     for precision in ("fp32", "auto"):
         out = tmp_path / f"{precision}.json"
         assert call("predict", "--ckpt", ckpt, faces / "toy.npz", "--out", out, "--precision", precision) == 0
-        made[precision] = [list(row["probabilities"].values()) for row in read_json(out)]
+        made[precision] = [list(row["probabilities"].values()) for row in json.loads(out.read_text())]
     np.testing.assert_allclose(made["auto"], made["fp32"], atol=0.01)

@@ -1,5 +1,6 @@
 """From a teacher's file and topomaps to a bank, through the library and the command line."""
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -8,7 +9,7 @@ import torch
 from click.testing import CliRunner
 
 from ngd_fast import PrototypeBank
-from ngd_fast.artifacts.files import load_npz, read_json, save_npz, sha256
+from ngd_fast.artifacts.files import load_npz, save_npz, sha256
 from ngd_fast.cli.prototypes import command
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.errors import UserError
@@ -111,7 +112,7 @@ def test_the_command_line_builds_shows_verifies_and_sweeps(files, tmp_path):
 
     result = invoke("sweep", *source, "--json", tmp_path / "sweep.json")
     assert result.exit_code == 0, result.output
-    rows = read_json(tmp_path / "sweep.json")
+    rows = json.loads((tmp_path / "sweep.json").read_text())
     assert [row["grid"] for row in rows] == list(range(3, 10)) and rows[4]["unreachable"] == 24
     assert "7x7: ratings on 5 levels can never fill 24" in result.output
     assert isinstance(invoke("sweep", *source, "--smallest", 5, "--largest", 4).exception, UserError)
