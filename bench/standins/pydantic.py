@@ -14,6 +14,11 @@ class ValidationError(ValueError):
     """Never raised."""
 
 
+class AfterValidator:
+    def __init__(self, function):
+        pass
+
+
 def ConfigDict(**options):
     return options
 

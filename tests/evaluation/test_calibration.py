@@ -133,7 +133,8 @@ def test_it_is_kept_with_the_run_and_used(finished, faces, tmp_path, capsys):
     assert read_json(out / "metrics.json")["calibration"] == "temperature"
     assert "calibration" not in read_json(raw / "metrics.json")
     # in predict and in what is exported too
-    assert call("predict", "--ckpt", finished, faces / "toy.npz", "--out", tmp_path / "p.json") == 0
+    predict = ["predict", "--ckpt", finished, faces / "toy.npz", "--precision", "fp32"]
+    assert call(*predict, "--out", tmp_path / "p.json") == 0
     first = json.loads((tmp_path / "p.json").read_text())[0]["probabilities"]
     np.testing.assert_allclose(list(first.values()), softmax(logits[0])[0], atol=2e-6)
     module, meta = load_student(finished)
