@@ -1,7 +1,7 @@
 # make demo       set everything up (once) and run the whole of NeuroGaze-Distill on made-up data
 # make test       set everything up (once) and run the tests, JOBS at a time
 # make test-slow  the tests that are marked slow: long forms, which CI runs too
-# make lint       ruff
+# make lint       ruff, docstrings included, and mypy
 # make gpu-check  on a GPU machine: build there, run every GPU test and the benches, print a table
 # make clean      remove what was built; the next make builds it again
 #
@@ -32,6 +32,7 @@ test-slow: $(VENV)/.ngd_fast-test
 
 lint: $(VENV)/.ngd_fast-test
 	$(BIN)/ruff check .
+	$(BIN)/mypy
 
 gpu-check:
 	$(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON)) bench/gpu_check.py $(ARGS)

@@ -1,7 +1,9 @@
 """What the pages show is true: every command, option, file and snippet of the README and the READMEs of the folders."""
 
+import inspect
 import re
 import shlex
+import subprocess
 import sys
 from pathlib import Path
 
@@ -13,6 +15,7 @@ import torch
 from torch import nn
 
 from ngd_fast import cli
+from ngd_fast.objective import functional
 from ngd_fast.prototypes.bank import PrototypeBank
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -180,6 +183,23 @@ def test_what_doctor_prints(capsys):
     with pytest.raises(SystemExit):
         cli.main(["doctor"])
     printed = capsys.readouterr().out
-    assert shown == ["reference", "cpu", "triton", "cuda"]
-    assert all(re.search(rf"^│ {name} ", printed, re.MULTILINE) for name in shown)
+    assert shown[1:] == ["reference", "cpu", "triton", "cuda"]
+    assert all(re.search(rf"^│ {name} ", printed, re.MULTILINE) for name in shown[1:])
     assert sys.version.split()[0] in printed
+
+
+def test_the_reference_builds_without_a_warning(tmp_path):
+    pytest.importorskip("pdoc")
+    rooms = [f"ngd_fast.{room}" for room in ("objective", "prototypes", "evaluation")]
+    command = [sys.executable, "-W", "error::UserWarning", "-m", "pdoc", "--docformat", "google", "-o", tmp_path]
+    result = subprocess.run([*command, *rooms], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    page = (tmp_path / "ngd_fast" / "objective" / "functional.html").read_text()
+    assert "label_smoothing" in page and "Algorithm 2" in page
+
+
+@pytest.mark.parametrize("function", [functional.ngd_objective, PrototypeBank.build, PrototypeBank.load])
+def test_public_docstrings_name_every_argument_and_error(function):
+    for name in inspect.signature(function).parameters:
+        assert re.search(rf"\b{name}\b", function.__doc__), name
+    assert "Raises" in function.__doc__

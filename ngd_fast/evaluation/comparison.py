@@ -1,6 +1,7 @@
 """Variants against each other: mean and spread over seeds, and a paired bootstrap over the same resampled rows."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -12,12 +13,12 @@ from ngd_fast.evaluation.predictions import Predictions
 
 def summarize(values: Sequence[float]) -> dict[str, float | int]:
     """Mean, standard deviation (n - 1 in the denominator; absent for one value), smallest, largest and count."""
-    values = np.asarray(values, dtype=np.float64)
-    if values.ndim != 1 or values.size == 0:
-        raise ValueError(f"values must be a non-empty list of numbers, has shape {list(values.shape)}")
-    summary = {"mean": float(values.mean()), "min": float(values.min()), "max": float(values.max()), "n": values.size}
-    if values.size > 1:
-        summary["std"] = float(values.std(ddof=1))
+    array = np.asarray(values, dtype=np.float64)
+    if array.ndim != 1 or array.size == 0:
+        raise ValueError(f"values must be a non-empty list of numbers, has shape {list(array.shape)}")
+    summary = {"mean": float(array.mean()), "min": float(array.min()), "max": float(array.max()), "n": array.size}
+    if array.size > 1:
+        summary["std"] = float(array.std(ddof=1))
     return summary
 
 
@@ -81,7 +82,7 @@ def paired_bootstrap(
     variant = [variant] if isinstance(variant, Predictions) else list(variant)
     if baseline and variant:
         require_same_rows(baseline[0], variant[0])
-    options = {"protocol": protocol, "resamples": resamples, "seed": seed}
+    options: dict[str, Any] = {"protocol": protocol, "resamples": resamples, "seed": seed}
     return paired_difference(variant_samples(baseline, **options), variant_samples(variant, **options))
 
 

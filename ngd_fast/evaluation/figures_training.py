@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -44,7 +45,7 @@ def _drawable(entry: Mapping) -> bool:
 
 def value_of(epoch: Mapping, key: str) -> float:
     """The number under a dotted ``key`` of a log entry; NaN where it has none."""
-    value = epoch
+    value: object = epoch
     for part in key.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
     return float(value) if isinstance(value, (int, float)) else float("nan")
@@ -80,7 +81,7 @@ def _finish(figure, axes, logs, ramp) -> None:
         axis.xaxis.set_major_locator(MaxNLocator(integer=True))
         if ramp and ramp[0] < min(ramp[1], last):
             axis.axvspan(ramp[0], min(ramp[1], last), color="#009E73", alpha=0.10, lw=0, label="D-Geo ramp")
-    handles = {}
+    handles: dict[str, Any] = {}
     for axis in axes:
         for handle, label in zip(*axis.get_legend_handles_labels()):
             handles.setdefault(label, handle)

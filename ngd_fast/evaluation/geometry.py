@@ -107,6 +107,8 @@ def describe_features(
     ``angle_random``, the mean that two random subspaces have. Absent where there is nothing to compute it from.
     """
     known = predictions.labels >= 0
+    if predictions.features is None:
+        raise ValueError("predictions: features were not kept")
     features, labels = unit_rows(predictions.features[known]), predictions.labels[known]
     shape = class_geometry(features, labels, len(predictions.class_names))
     variance, nearest = shape["variance"], shape["nearest"]

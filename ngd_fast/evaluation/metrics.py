@@ -14,6 +14,7 @@ import csv
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -85,8 +86,8 @@ def evaluate(
     once = np.ones((len(scored.labels), 1))
     plain = {name: value[..., 0] for name, value in boot.score(scored, once).items()}
     counts = boot.confusion_counts(scored, once)[..., 0].astype(int)
-    result = {name: float(plain[name]) for name in boot.METRICS if name in plain}
-    per_class = {}
+    result: dict[str, Any] = {name: float(plain[name]) for name in boot.METRICS if name in plain}
+    per_class: dict[str, dict[str, Any]] = {}
     for k, c in enumerate(scored.present):
         rates = {name.removeprefix("class_"): float(v[k]) for name, v in plain.items() if name.startswith("class_")}
         per_class[class_names[c]] = {**rates, "support": int(counts[c].sum())}

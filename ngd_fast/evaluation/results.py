@@ -89,7 +89,8 @@ def load_results(paths: Sequence[str | Path]) -> list[Result]:
     Sorted by variant, seed and dataset. Raises UserError where nothing is found, a file is no metrics.json, or metrics
     or predictions are not those that their run's SHA256SUMS.txt names.
     """
-    results, seen = [], set()
+    results: list[Result] = []
+    seen: set[Path] = set()
     for path in map(Path, paths):
         for file in _metrics_files(path):
             if file.resolve() not in seen:

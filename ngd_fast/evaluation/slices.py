@@ -41,7 +41,7 @@ def evaluate_slices(
         for row in labelled:
             group = group_of.get(predictions.names[row], "")
             if group:
-                rows.setdefault(group, []).append(row)
+                rows.setdefault(group, []).append(int(row))
         if not rows:
             raise UserError(
                 f"slices: none of the {len(labelled)} labelled faces is named in the list's column {column}; a face "

@@ -6,12 +6,14 @@ A table keeps the checksums of the files it was made from; :func:`rebuild_table`
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ngd_fast.artifacts.files import read_json, sha256, write_json, write_text
 from ngd_fast.errors import UserError
 from ngd_fast.evaluation.bootstrap import METRICS
 from ngd_fast.evaluation.comparison import paired_difference, require_same_rows, summarize, variant_samples
 from ngd_fast.evaluation.metrics import PROTOCOLS
+from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.evaluation.results import Result, by_dataset, by_variant, load_results
 from ngd_fast.evaluation.schema import MAX_RESAMPLES
 
@@ -24,7 +26,8 @@ def summarize_variant(results: Sequence[Result], protocol: str) -> dict:
     Raises UserError where the runs are not the seeds of one setting.
     """
     _require_seeds_of_one_setting(results)
-    row = {"variant": results[0].variant, "seeds": [r.seed for r in results], "runs": [r.run for r in results]}
+    row: dict[str, Any] = {"variant": results[0].variant}
+    row |= {"seeds": [r.seed for r in results], "runs": [r.run for r in results]}
     for name in METRICS:
         values = [r.blocks[protocol][name] for r in results if name in r.blocks[protocol]]
         if len(values) != len(results):
@@ -88,7 +91,7 @@ def ablation_table(
     if len(variants) > 1 and all(r.predictions is not None for r in results):
         _require_paired(results)
         samples = {
-            name: variant_samples([r.predictions for r in group], protocol=protocol, resamples=resamples)
+            name: variant_samples(_kept(group), protocol=protocol, resamples=resamples)
             for name, group in variants.items()
         }
         for row in rows:
@@ -106,11 +109,16 @@ def ablation_table(
     }
 
 
+def _kept(results: Sequence[Result]) -> list[Predictions]:
+    return [r.predictions for r in results if r.predictions is not None]
+
+
 def _require_paired(results: Sequence[Result]) -> None:
     """Raise UserError unless all have the same rows in the same order: only those are resampled together."""
-    for r in results[1:]:
+    first, *others = _kept(results)
+    for r, other in zip(results[1:], others):
         try:
-            require_same_rows(results[0].predictions, r.predictions)
+            require_same_rows(first, other)
         except UserError as error:
             raise UserError(f"{results[0].folder} and {r.folder}: {error}") from None
 

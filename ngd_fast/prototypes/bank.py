@@ -126,12 +126,12 @@ class PrototypeBank:
         fill_radius: float | None = None,
         meta: Mapping[str, Any] | None = None,
     ) -> "PrototypeBank":
-        """Algorithm 1.
+        """Algorithm 1, over ``grid`` x ``grid`` bins.
 
         features [N, D], the teacher's penultimate activations, floating point; valence, arousal [N] in [-1, 1] or NaN.
-        Windows without both ratings are left out and counted in ``meta["unlabelled"]``. An empty bin takes the mean
-        over the prototypes of the nearest non-empty bins (Euclidean distance between bin indices, ties averaged);
-        where none lies within ``fill_radius`` (None: no limit) it takes the mean of all windows.
+        Windows without both ratings are left out and counted in ``meta["unlabelled"]``; ``meta`` goes into the file.
+        An empty bin takes the mean over the prototypes of the nearest non-empty bins (Euclidean distance between bin
+        indices, ties averaged); where none lies within ``fill_radius`` (None: no limit), the mean of all windows.
 
         Raises ValueError for wrong shapes or values, UserError where no window has both ratings.
         """
