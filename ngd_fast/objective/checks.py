@@ -64,7 +64,7 @@ def finite(name: str, value) -> None:
     """``value`` must be a finite number."""
     if type(value) is not float and (not isinstance(value, numbers.Real) or isinstance(value, bool)):
         raise TypeError(f"{name}: wanted a number, got {type(value).__name__}")
-    if not -math.inf < value < math.inf:
+    if not -math.inf < value < math.inf:  # type: ignore[operator]  # any Real compares with a float
         raise ValueError(f"{name}: wanted a finite number, got {value}")
 
 

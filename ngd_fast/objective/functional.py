@@ -262,7 +262,7 @@ def _run(settings: Settings, inputs: choice.Inputs, num_classes: int, group, bac
         checks.index_values(inputs.target, inputs.labels, num_classes)
     if name == "reference":
         # Unpacked and not sliced: torch.compile of PyTorch 2.8 cannot slice a named tuple.
-        total, *terms = reference.objective(*inputs, num_classes=num_classes, settings=settings, group=group)
-        return ObjectiveOutput(total, *(term.detach() for term in terms))
+        total, *others = reference.objective(*inputs, num_classes=num_classes, settings=settings, group=group)
+        return ObjectiveOutput(total, *(term.detach() for term in others))
     total, terms = ops.objective(name, inputs, num_classes, settings, group)
     return ObjectiveOutput(total, *terms.unbind()[1:])

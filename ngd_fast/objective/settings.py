@@ -66,7 +66,7 @@ class Settings:
 #: Of the numbers that the operators take, in their order.
 NAMES = tuple(field.name for field in fields(Settings) if field.name != "high_valence")
 #: The numbers as floats; its names go with it as far as Triton's kernels.
-Packed = namedtuple("Packed", NAMES)
+Packed = namedtuple("Packed", NAMES)  # type: ignore[misc]  # wants the names as literals
 _FLOATS = tuple(field.name for field in fields(Settings) if field.type is float)
 
 

@@ -135,31 +135,29 @@ class PrototypeBank:
 
         Raises ValueError for wrong shapes or values, UserError where no window has both ratings.
         """
-        features = _array("features", features)
+        rows = _array("features", features)
         ratings = [_array("valence", valence), _array("arousal", arousal)]
-        if features.ndim != 2 or not features.shape[1]:
-            raise ValueError(f"features: must be [N, D], have shape {features.shape}")
+        if rows.ndim != 2 or not rows.shape[1]:
+            raise ValueError(f"features: must be [N, D], have shape {rows.shape}")
         for name, rating in zip(("valence", "arousal"), ratings):
-            if rating.shape != (len(features),):
-                raise ValueError(f"{name}: must be [{len(features)}] as features has rows, is {list(rating.shape)}")
+            if rating.shape != (len(rows),):
+                raise ValueError(f"{name}: must be [{len(rows)}] as features has rows, is {list(rating.shape)}")
         if fill_radius is not None and not fill_radius >= 1:
             raise ValueError(f"fill_radius: must be at least 1 (one bin) or None, got {fill_radius!r}")
         centers = bin_centers(grid)
         known = ~(np.isnan(ratings[0]) | np.isnan(ratings[1]))
         if not known.any():
-            raise UserError(f"none of {len(features)} windows has both valence and arousal; prototypes need ratings")
-        features = features[known]
-        if not np.isfinite(features).all():
-            raise ValueError(f"features: NaN or infinite in {(~np.isfinite(features).all(axis=1)).sum()} rows")
-        features = features / np.maximum(np.linalg.norm(features, axis=1, keepdims=True), _EPS)
+            raise UserError(f"none of {len(rows)} windows has both valence and arousal; prototypes need ratings")
+        rows = rows[known]
+        if not np.isfinite(rows).all():
+            raise ValueError(f"features: NaN or infinite in {(~np.isfinite(rows).all(axis=1)).sum()} rows")
+        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _EPS)
 
         bins = assign_bins(ratings[0][known], grid) * grid + assign_bins(ratings[1][known], grid)
         counts = np.bincount(bins, minlength=grid * grid)
-        prototypes = np.stack(
-            [features[bins == k].mean(axis=0) if n else features[0] * 0 for k, n in enumerate(counts)]
-        )
+        prototypes = np.stack([rows[bins == k].mean(axis=0) if n else rows[0] * 0 for k, n in enumerate(counts)])
         filled_from = _sources(counts, grid, fill_radius)
-        overall = features.mean(axis=0)
+        overall = rows.mean(axis=0)
         for k in np.flatnonzero(counts == 0):
             prototypes[k] = prototypes[filled_from[k] == 1].mean(axis=0) if filled_from[k].any() else overall
         # The mean of all windows comes from every bin that has one.
@@ -191,7 +189,7 @@ class PrototypeBank:
 
     @classmethod
     def load(cls, path: str | Path, *, embedding_dim: int | None = None) -> "PrototypeBank":
-        """Read what :meth:`save` wrote; ``embedding_dim`` is the dimension wanted, if any.
+        """Read what :meth:`save` wrote to ``path``; ``embedding_dim`` is the dimension wanted, if any.
 
         Raises UserError for a file that is missing, truncated, changed since it was saved, of wrong shapes, or of
         another dimension.
@@ -209,7 +207,7 @@ class PrototypeBank:
                 " build it again"
             )
         try:
-            bank = cls(**arrays, meta=meta)
+            bank = cls(**arrays, meta=meta)  # type: ignore[arg-type]  # __post_init__ makes tensors of arrays
         except (ValueError, TypeError) as error:
             raise UserError(f"{path}: not a bank of prototypes ({error})") from None
         if embedding_dim is not None and bank.embedding_dim != embedding_dim:
