@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from ngd_fast.artifacts.files import read_json, write_json
+from ngd_fast.artifacts.files import alone_in, read_json, write_json
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.evaluation.predictions import Predictions
 from ngd_fast.faces.classes import CLASS_NAMES
@@ -93,6 +93,14 @@ def test_a_training_is_not_overwritten(run, make_predictions, tmp_path, capsys):
     assert {path.name: path.read_bytes() for path in run.iterdir()} == before
     for _ in range(2):
         assert call("evaluate", "--predictions", tmp_path / "p.npz", "--out", tmp_path / "x", "--bootstrap", 0) == 0
+
+
+def test_two_processes_do_not_write_one_evaluation(make_predictions, tmp_path, capsys):
+    make_predictions().save(tmp_path / "p.npz")
+    with alone_in(tmp_path / "out"):
+        assert call("evaluate", "--predictions", tmp_path / "p.npz", "--outs-dir", tmp_path / "out") == 2
+        assert "out: another process is writing into it" in error_of(capsys)
+        assert list((tmp_path / "out").iterdir()) == []
 
 
 def test_flip_tta_and_image_size_reach_the_network(ckpt, faces, tmp_path):
