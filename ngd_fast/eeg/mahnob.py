@@ -68,7 +68,7 @@ def _read_session(folder: Path, channels: Sequence[str], meta: dict) -> Trial:
     xml = folder / "session.xml"
     try:
         session = ElementTree.parse(xml).getroot()
-    except (ElementTree.ParseError, UnicodeDecodeError, OSError) as error:
+    except (ElementTree.ParseError, ValueError, LookupError, OSError) as error:  # LookupError: an unknown encoding
         raise TrialFault("sessions with an unreadable session.xml", f"{xml}: {error}") from None
     subject = session.find("subject")
     number = -1 if subject is None else _number(subject.get("id", ""))

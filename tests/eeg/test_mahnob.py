@@ -5,7 +5,7 @@ import pytest
 
 from ngd_fast.eeg import mahnob
 from ngd_fast.eeg.mahnob import CHANNELS, open_mahnob
-from ngd_fast.eeg.trials import Exclusions
+from ngd_fast.eeg.trials import Exclusions, TrialFault
 from ngd_fast.errors import UserError
 from ngd_fast.synthetic.recordings import write_mahnob
 
@@ -182,3 +182,9 @@ def test_folders_without_sessions(tmp_path):
 def test_writer_wants_whole_seconds(tmp_path):
     with pytest.raises(ValueError, match="whole"):
         write_mahnob(tmp_path, seconds=2.5)
+
+
+def test_a_session_in_an_encoding_that_nobody_knows_is_a_fault_of_its_own(tmp_path):
+    (tmp_path / "session.xml").write_bytes(b'<?xml version="1.0" encoding="none-such"?><session/>')
+    with pytest.raises(TrialFault, match="none-such"):
+        mahnob._read_session(tmp_path, (), {})
