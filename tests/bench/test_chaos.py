@@ -9,6 +9,8 @@ import sys
 import pytest
 from ngd_fast.bench import chaos
 
+pytestmark = pytest.mark.slow  # a minute on two quiet cores
+
 JOBS = "vision teacher|data ckplus|predict"
 # atomic_path as it must not be: the file itself is written, so that a kill leaves half of it.
 IN_PLACE = """
