@@ -37,6 +37,10 @@ ROOMS = (
     "bench",
     "cli",
     "__main__",
+    # these run the command line, in processes of their own
+    "bench._chaos_jobs",
+    "bench.chaos",
+    "bench.soak",
 )
 #: All that these may import of the package, besides themselves.
 APART = {
