@@ -28,7 +28,7 @@ def move_time(rule: str, beta: float, eps: float) -> float:
 
 
 class Walk:
-    """N particles, a move of all of them at a time: ``x`` [D, N] float32 and ``energy`` [N], new ones after each.
+    """N particles, a move of all of them at a time: ``x`` [D, N] float32 and ``energy`` [N], changed in place.
 
     Compiled by the first step where PyTorch finds a compiler, else eager, with the same numbers up to rounding.
     """
@@ -39,7 +39,8 @@ class Walk:
     ):  # fmt: skip
         self.manifold, self.wells, self.rule, self.generator = manifold, wells, rule, generator
         self.x = manifold.random(particles, generator)
-        self.energy = wells.energy(self.x.unbind())
+        self._points = self.x.unbind()
+        self.energy = wells.energy(self._points)
         self._scale = torch.tensor([eps, beta], device=self.x.device)  # a tensor: other values need no other code
         self._noise, self._uniform = torch.empty_like(self.x), torch.empty_like(self.energy)
         self._move = _compiled(move) if compiled else move
@@ -56,8 +57,7 @@ class Walk:
     def move(self) -> None:
         centers, axis = self.wells.centers, self.wells.axis
         shape = (self.manifold.count, self.manifold.size, self.rule)
-        state = (self.x, self.energy, self._noise, self._uniform)
-        self.x, self.energy = self._move(*state, centers, axis, self._scale, *shape)
+        self._move(self._points, self.energy, self._noise, self._uniform, centers, axis, self._scale, *shape)
 
     def bytes_moved(self) -> int:
         """What a move must read (x, energy, noise, uniform) and write (x, energy)."""
@@ -65,17 +65,17 @@ class Walk:
 
 
 def move(
-    x: Tensor, energy: Tensor, noise: Tensor, uniform: Tensor, centers: Tensor, axis: Tensor, scale: Tensor,
-    count: int, size: int, rule: str,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
-    """x [D, N] and energy [N] after one move of every particle; ``scale`` is (eps, beta)."""
+    points: Sequence[Tensor], energy: Tensor, noise: Tensor, uniform: Tensor, centers: Tensor, axis: Tensor,
+    scale: Tensor, count: int, size: int, rule: str,
+) -> None:  # fmt: skip
+    """Move every particle: D coordinates [N] and energy [N] change in place; ``scale`` is (eps, beta)."""
     wells, eps, beta = Wells(centers, axis), scale[0], scale[1]
-    points = x.unbind()
     proposed = Spheres(count, size).propose(points, noise.unbind(), eps)
     after = wells.energy(proposed)
     accepted = uniform < acceptance(rule, beta * (after - energy))
-    moved = torch.stack([torch.where(accepted, z, p) for z, p in zip(proposed, points)])
-    return moved, torch.where(accepted, after, energy)
+    for point, z in zip(points, proposed):
+        point.copy_(torch.where(accepted, z, point))
+    energy.copy_(torch.where(accepted, after, energy))
 
 
 def _compiled(function: Callable) -> Callable:

@@ -82,7 +82,7 @@ class _Walkers:
 
     def place(self) -> np.ndarray:
         """[D, shown]: where the particles are, to be drawn."""
-        return self.walk.x[:, :_SHOWN].cpu().numpy()
+        return self.walk.x[:, :_SHOWN].cpu().numpy().copy()  # the particles move on, in place
 
 
 class _Hoppers:
