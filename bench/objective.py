@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from ngd_fast.bench import _timing
 
+from ngd_fast.devices import torch_compile
 from ngd_fast.objective import backends, functional
 
 BATCHES = (32, 128, 1024, 4096, 16_384, 65_536, 262_144)
@@ -62,7 +63,7 @@ def make_call(implementation: str, inputs: dict, what: str) -> _timing.Call:
         return functional.ngd_objective(**inputs, backend=backend).total
 
     if implementation == "compile":
-        total = torch.compile(total, fullgraph=True, dynamic=False)
+        total = torch_compile(total, fullgraph=True, dynamic=False)
     if what == "forward":
 
         def call():

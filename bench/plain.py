@@ -13,6 +13,8 @@ import torch.nn.functional as F
 from ngd_fast.bench import _timing
 from torch import Tensor, nn
 
+from ngd_fast.devices import torch_compile
+
 HOWS = ("eager", "compiled", "graph")
 
 Objective = Callable[[Tensor, Tensor, Tensor, Tensor | None], Tensor]
@@ -47,7 +49,7 @@ def training_step(
         return objective(features, logits, labels, teacher_logits)
 
     if how != "eager":
-        loss_of = torch.compile(loss_of, dynamic=False)
+        loss_of = torch_compile(loss_of, dynamic=False)
 
     def step():
         images, labels = batch()
@@ -84,7 +86,7 @@ def make_teacher(network: nn.Module, device: torch.device, *, compiled: bool) ->
         with torch.no_grad():
             return network(images.to(dtype))[1].float()
 
-    return torch.compile(logits, dynamic=False) if compiled else logits
+    return torch_compile(logits, dynamic=False) if compiled else logits
 
 
 def make_views(
@@ -113,4 +115,4 @@ def make_views(
         images = ((images - 0.5) / 0.25).to(dtype).expand(-1, 3, -1, -1)
         return images.contiguous(memory_format=torch.channels_last), labels.index_select(0, rows)
 
-    return torch.compile(views, dynamic=False) if compiled else views
+    return torch_compile(views, dynamic=False) if compiled else views

@@ -10,6 +10,7 @@ import torch
 from ngd_fast.bench import _timing
 from torch import nn
 
+from ngd_fast.devices import torch_compile
 from ngd_fast.student import stem
 
 CHANNELS = 64
@@ -48,7 +49,7 @@ def make_call(implementation: str, batch: int, size: int, device: torch.device, 
 
     run = fused if implementation == "fused" else layers
     if implementation != "eager":
-        run = torch.compile(run, fullgraph=True, dynamic=False)
+        run = torch_compile(run, fullgraph=True, dynamic=False)
     if what == "forward":
         return lambda: run(images)
     gradient = torch.randn(batch, CHANNELS, size // 4, size // 4, device=device, dtype=torch.bfloat16)

@@ -1,5 +1,7 @@
 """The device that a user names."""
 
+from collections.abc import Callable
+
 import torch
 
 from ngd_fast.errors import UserError
@@ -26,6 +28,17 @@ def pick_device(device: str, local_rank: int | None = None) -> torch.device:
         seen = f"{count} GPUs; use a lower number" if count else "no GPU; use --device cpu"
         raise UserError(f"device {device}: PyTorch sees {seen}")
     return torch.device("cuda", index)
+
+
+def torch_compile(function: Callable, **options) -> Callable:
+    """torch.compile of ``function``, its code on disk kept apart for each instruction set of the CPU.
+
+    PyTorch's own key (2.13) leaves it out: code made for AVX2 and found by a process with AVX-512, be it in a folder
+    that machines share, has loops of the one width over vectors of the other, and writes past its buffers.
+    """
+    config = torch.compiler.config
+    config.cache_key_tag = config.cache_key_tag or torch.backends.cpu.get_cpu_capability()
+    return torch.compile(function, **options)
 
 
 def free_memory(device: torch.device) -> int:

@@ -45,7 +45,7 @@ ROOMS = (
 #: All that these may import of the package, besides themselves.
 APART = {
     "objective": {"kernels", "_build_info"},
-    "flows": {"console", "errors", "config", *(name for name in ROOMS if name.startswith("artifacts."))},
+    "flows": {"console", "errors", "config", "devices", *(name for name in ROOMS if name.startswith("artifacts."))},
 }
 #: Installed as subpackages; in the repository they stand beside ngd_fast.
 BESIDE = ("bench", "kernels", "configs")

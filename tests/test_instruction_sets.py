@@ -38,3 +38,21 @@ def test_core_on_the_instruction_set_below(repository):
     done = subprocess.run(command, env=environment, cwd=repository, capture_output=True, text=True)
     assert done.returncode == 0, (done.stdout + done.stderr)[-4000:]
     assert " passed" in done.stdout
+
+
+def test_code_compiled_for_another_instruction_set_is_not_taken(tmp_path):
+    """PyTorch keeps what it compiles in a folder that processes, and machines, share."""
+    code = """if True:
+        import torch
+        from ngd_fast.devices import torch_compile
+        call = lambda x: (x.exp() * x.sin()).sum(-1, keepdim=True) + 3 * x
+        compiled, x = torch_compile(call), torch.randn(37, 131, dtype=torch.float32)
+        for _ in range(100):
+            torch.testing.assert_close(compiled(x), call(x), atol=1e-3, rtol=1e-3)
+        """
+    for held in ("avx2", None, "avx2", "default"):
+        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": str(tmp_path)}
+        if held:
+            environment["ATEN_CPU_CAPABILITY"] = held
+        done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+        assert done.returncode == 0, (held, done.stderr[-2000:])

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from ngd_fast.console import say
+from ngd_fast.devices import torch_compile
 from ngd_fast.flows.manifolds import Spheres, Wells
 
 RULES = ("barker", "metropolis")
@@ -79,7 +80,7 @@ def move(
 
 
 def _compiled(function: Callable) -> Callable:
-    current = torch.compile(function, fullgraph=True, dynamic=False)
+    current = torch_compile(function, fullgraph=True, dynamic=False)
 
     def call(*arguments):
         nonlocal current

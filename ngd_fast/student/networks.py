@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ngd_fast.devices import torch_compile
 from ngd_fast.errors import UserError
 from ngd_fast.student.resnet import ResNet, parse_arch
 from ngd_fast.student.strided import protect
@@ -128,7 +129,7 @@ def compile_network(network: nn.Module, *, deterministic: bool) -> nn.Module:
         options = {"deterministic": True} if known else {"triton.autotune_pointwise": False}
     # Sizes beyond this limit (8 at first) would run uncompiled, with no more than a warning of PyTorch's.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 64)
-    return torch.compile(network, dynamic=False, options=options)
+    return torch_compile(network, dynamic=False, options=options)
 
 
 def weight_decay_groups(module: nn.Module, weight_decay: float, *, everything: bool) -> list[dict]:
