@@ -5,33 +5,27 @@ must end with the same bits as an undisturbed one (weights, logs, metrics, sums)
 Equal seeds give equal faults (kills by the clock hit where they hit). A run that is ended goes on where it was: what
 has been tried stands in DIR/trials.jsonl. Exit status: 0 nothing lost, 1 otherwise.
 
-Each job is a fork of this process, which has imported everything already; so hundreds of them take minutes. Root can
-also fill a small tmpfs and make it read-only; without that right these two kinds are named as left out.
+Each job is a process of its own, and a kill by the clock falls between its first touch of its files and its end. Root
+can also fill a small tmpfs and make it read-only; without that right these two kinds are named as left out.
 """
 
 import argparse
 import contextlib
-import importlib
 import itertools
 import json
-import mmap
 import os
 import random
 import re
-import resource
 import signal
 import subprocess
 import sys
 import time
-import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from ngd_fast.bench._chaos_jobs import Job, clear, contents, hidden, in_the_making, jobs, write_data
 
-from ngd_fast.cli import main as ngd_fast
 from ngd_fast.console import print_table, say
 
 KINDS = ("kill", "kill at a write", "memory", "full disk", "read-only", "clock", "two at once")
@@ -41,53 +35,47 @@ _LIMIT = 300
 
 
 class Child:
-    """ngd-fast with ``arguments`` in a fork of this process; what it prints goes to ``log``."""
+    """ngd-fast in a process of its own, disturbed as :mod:`_chaos_child` says; what it prints goes to ``log``."""
 
-    def __init__(self, arguments: list[str], log: Path, fault: Callable[[], None] | None = None):
+    def __init__(self, place: Path, arguments: list[str], log: Path, fault: str = "none"):
         self.log, self.status = log, None
-        modules = set(sys.modules)
-        sys.stdout.flush()
-        sys.stderr.flush()
-        self.pid = os.fork()
-        if self.pid:
-            return
-        status = 70
-        try:
-            os.setpgid(0, 0)
-            output = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            os.dup2(output, 1)
-            os.dup2(output, 2)
-            if fault is not None:
-                fault()
-            ngd_fast(arguments)
-        except SystemExit as end:
-            status = end.code
-        except BaseException:
-            traceback.print_exc()
-        finally:
-            with contextlib.suppress(BaseException):
-                sys.stdout.flush()
-                if fault is None:
-                    log.with_suffix(".modules").write_text("\n".join(set(sys.modules) - modules))
-            os._exit(status)
+        self.events, self.began = 0, None  # what it did to files of the place, and when it did the first
+        self._pipe, pipe = os.pipe()
+        os.set_blocking(self._pipe, False)
+        command = [sys.executable, "-m", "ngd_fast.bench._chaos_child", str(place), str(pipe), fault, *arguments]
+        with open(log, "w") as output:
+            self._process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, pass_fds=[pipe],
+                start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"},
+            )  # fmt: skip
+        os.close(pipe)
 
-    def wait(self, seconds: float = _LIMIT) -> bool:
-        """Whether it ends by itself within ``seconds``; ``status`` is then set, below 0 for a signal."""
-        end = time.monotonic() + seconds
+    def _look(self) -> None:
+        status = self._process.poll()
+        with contextlib.suppress(BlockingIOError):
+            while found := os.read(self._pipe, 65536):
+                self.events += len(found)
+        if self.events and self.began is None:
+            self.began = time.monotonic()
+        if status is not None and self.status is None:
+            self.status = status
+            os.close(self._pipe)
+
+    def wait(self, seconds: float = _LIMIT, *, of_work: bool = False) -> bool:
+        """Whether it ends by itself within ``seconds``, of its work alone or of all; ``status``, then, is below 0 for a
+        signal."""
+        begin = time.monotonic()
         while self.status is None:
-            pid, status = os.waitpid(self.pid, os.WNOHANG)
-            if pid:
-                self.status = os.waitstatus_to_exitcode(status)
-            elif time.monotonic() >= end:
+            self._look()
+            since = self.began if of_work else begin
+            if self.status is None and since is not None and time.monotonic() - since >= seconds:
                 return False
-            else:
-                time.sleep(0.001)
+            time.sleep(0.001)
         return True
 
     def kill(self) -> None:
-        for end in (os.killpg, os.kill):
-            with contextlib.suppress(ProcessLookupError):
-                end(self.pid, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(self._process.pid, signal.SIGKILL)
         self.wait()
 
     def reason(self) -> str:
@@ -113,16 +101,9 @@ class Chaos:
 
     def __init__(self, folder: Path):
         self.folder, self.place, self.data = folder, folder / "place", folder / "data"
-        self.out, self.log = self.place / "out", folder / "log.txt"
+        self.out = self.place / "out"
         self.place.mkdir(parents=True, exist_ok=True)
-        self.writes = mmap.mmap(-1, 8)
         self.mounted = False
-
-    def import_too(self) -> None:
-        """What the last child had to import, so that the next ones need not."""
-        for name in self.log.with_suffix(".modules").read_text().split():
-            with contextlib.suppress(Exception):
-                importlib.import_module(name)
 
     @contextlib.contextmanager
     def at_work(self, jobs: list[Job]) -> Iterator[None]:
@@ -132,15 +113,11 @@ class Chaos:
         mount = ["mount", "-t", "tmpfs", "-o", "size=1g", "ngd-fast-chaos", self.place]
         self.mounted = os.getuid() == 0 and subprocess.run(mount, capture_output=True).returncode == 0
         try:
-            write_data(self.data, jobs, self.prepare)
+            write_data(self.data, jobs, self.finish)
             yield
         finally:
             if self.mounted:
                 subprocess.run(["umount", self.place], check=True)
-
-    def prepare(self, command: list[str]) -> None:
-        self.finish(command)
-        self.import_too()
 
     def remount(self, options: str) -> None:
         subprocess.run(["mount", "-o", f"remount,{options}", self.place], check=True)
@@ -148,58 +125,32 @@ class Chaos:
     def command(self, job: Job, *more: str) -> list[str]:
         return [part.format(out=self.out, data=self.data) for part in (*job.command, *more)]
 
-    def finish(self, command: list[str], fault: Callable[[], None] | None = None) -> None:
+    def start(self, command: list[str], fault: str = "none", log: str = "log.txt") -> Child:
+        return Child(self.place, command, self.folder / log, fault)
+
+    def finish(self, command: list[str]) -> Child:
         """Run a command that must come to its end."""
-        child = Child(command, self.log, fault)
+        child = self.start(command)
         if not child.wait():
             child.kill()
         if child.status != 0:
-            raise RuntimeError(f"ngd-fast {' '.join(command)} ended with {child.status}:\n{self.log.read_text()}")
+            raise RuntimeError(f"ngd-fast {' '.join(command)} ended with {child.status}:\n{child.log.read_text()}")
+        return child
 
     def reference(self, job: Job) -> Reference:
         """Twice, so that what differs by itself is found before it is laid at a fault's door."""
         clear(self.out)
         self.finish(self.command(job))
-        self.import_too()
         first = contents(self.out)
         clear(self.out)
-        begin = time.monotonic()
-        self.finish(self.command(job), lambda: self._at_write(None))
-        seconds, writes = time.monotonic() - begin, int.from_bytes(self.writes[:8], "little")
+        child = self.finish(self.command(job))
+        seconds = time.monotonic() - child.began
         size = sum(path.stat().st_size for path in self.place.rglob("*") if path.is_file())
-        reference = Reference(contents(self.out), seconds, writes, size)
+        reference = Reference(contents(self.out), seconds, child.events, size)
         differing = [name for name, digest in first.items() if reference.contents.get(name) != digest]
         if differing or hidden(self.out):
             raise RuntimeError(f"{job.name}: two undisturbed runs differ in {differing}, left {hidden(self.out)}")
         return reference
-
-    # -- faults, each in the child before it begins -------------------------------------------------------------------
-
-    def _at_write(self, number: int | None) -> None:
-        """Count what is done to files below the place; end without a word just before number ``number``."""
-        place, kinds = str(self.place), {"open", "os.rename", "os.remove", "os.mkdir", "os.chmod"}
-        done = 0
-
-        def hook(event, arguments):
-            nonlocal done
-            if event in kinds and place in str(arguments[0]):
-                done += 1
-                self.writes[:8] = done.to_bytes(8, "little")
-                if done == number:
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-        sys.addaudithook(hook)
-
-    @staticmethod
-    def _little_memory(spare: int) -> None:
-        pages = int(Path("/proc/self/statm").read_text().split()[0])
-        resource.setrlimit(resource.RLIMIT_AS, (pages * resource.getpagesize() + spare,) * 2)
-
-    @staticmethod
-    def _jumping_clock(rng: random.Random) -> None:
-        now, now_ns = time.time, time.time_ns
-        time.time = lambda: now() + rng.uniform(-1e8, 1e8)
-        time.time_ns = lambda: now_ns() + rng.randrange(-(10**17), 10**17)
 
     # -- one trial ----------------------------------------------------------------------------------------------------
 
@@ -219,32 +170,30 @@ class Chaos:
         return found
 
     def _disturb(self, job, kind, rng, reference, more, found) -> None:
-        command, fault = self.command(job, *more), None
+        command, fault = self.command(job, *more), "none"
         if kind == "kill at a write":
-            number = rng.randint(1, reference.writes)
-            fault = lambda: self._at_write(number)  # noqa: E731
+            fault = f"write={rng.randint(1, reference.writes)}"
         elif kind == "memory":
-            spare = int(2 ** rng.uniform(20, 29))
-            fault = lambda: self._little_memory(spare)  # noqa: E731
+            fault = f"memory={int(2 ** rng.uniform(19, 26))}"
         elif kind == "clock":
-            fault = lambda: self._jumping_clock(rng)  # noqa: E731
+            fault = f"clock={rng.random()}"
+        elif kind == "two at once":
+            fault = f"hold={rng.uniform(0, reference.seconds)}"
         elif kind == "full disk":
             self.remount(f"size={max(4096, int(rng.random() * reference.size))}")
         elif kind == "read-only":
             self.remount("ro")
-        other = None
-        if kind == "two at once":
-            other = Child(command, self.log.with_suffix(".other"))
-            other.wait(rng.uniform(0, reference.seconds))
-        child = Child(command, self.log, fault)
-        if not child.wait(rng.uniform(0, reference.seconds) if kind == "kill" else _LIMIT):
+        other = self.start(command, log="other.txt") if kind == "two at once" else None
+        child = self.start(command, fault)
+        if kind == "kill" and not child.wait(rng.uniform(0, reference.seconds), of_work=True):
             child.kill()
-        if kind in DISK:
-            self.remount("rw,size=1g")
         for each in filter(None, (child, other)):
             if not each.wait():
                 each.kill()
                 found["lost"] = "it hangs"
+        if kind in DISK:
+            self.remount("rw,size=1g")
+        for each in filter(None, (child, other)):
             self._judge(each, kind, found)
 
     def _judge(self, child: Child, kind: str, found: dict) -> None:
@@ -255,9 +204,12 @@ class Chaos:
         else:
             found["hit"] += 1
             found["said"] = child.reason() or found["said"]
-            # Libraries end a process that gets no memory (std::terminate, a failed thread): as good as a kill.
-            if not child.reason() and not (kind == "memory" and child.status < 0):
-                found["lost"] = f"exit status {child.status}: {child.log.read_text(errors='replace')[-3000:]}"
+            text = child.log.read_text(errors="replace")
+            # Without memory libraries end a process (std::terminate, a failed thread), and CPython has none left to
+            # make an exception of: as good as a kill.
+            ended = kind == "memory" and (child.status < 0 or "SystemError: error return without exception" in text)
+            if not child.reason() and not ended:
+                found["lost"] = f"exit status {child.status}: {text[-3000:]}"
 
     def _half_written(self, reference: Reference) -> str:
         try:
@@ -269,10 +221,10 @@ class Chaos:
         return f"neither absent nor as undisturbed: {odd}" if odd else ""
 
     def _refused(self, job: Job, found: dict) -> None:
-        child = Child(self.command(job), self.log)
+        child = self.start(self.command(job))
         child.wait()
         if "is not empty; choose another folder" not in child.reason():
-            found["lost"] = f"not refused: {self.log.read_text(errors='replace')[-2000:]}"
+            found["lost"] = f"not refused: {child.log.read_text(errors='replace')[-2000:]}"
         found["said"] = child.reason() or found["said"]
         clear(self.out)
 
@@ -291,7 +243,6 @@ class Chaos:
 
 def run(folder: Path, *, kills: int, others: int, seed: int, only: str = "") -> list[dict]:
     """At least ``kills`` kills and ``others`` faults of every other kind, shared among all jobs; one dict a trial."""
-    torch.set_num_threads(1)
     chosen = [job for job in jobs() if re.search(only, job.name)]
     record = folder / "trials.jsonl"
     folder.mkdir(parents=True, exist_ok=True)

@@ -38,6 +38,7 @@ ROOMS = (
     "cli",
     "__main__",
     # these run the command line, in processes of their own
+    "bench._chaos_child",
     "bench._chaos_jobs",
     "bench.chaos",
     "bench.soak",
