@@ -53,7 +53,7 @@ $(VENV)/.ngd_fast-demo: $(VENV)/.ngd_fast-torch $(BUILD_FILES)
 
 # DALI for CUDA 13 also holds the CPU operators that the tests run.
 $(VENV)/.ngd_fast-test: $(VENV)/.ngd_fast-demo
-	$(BIN)/python -m pip install -q --no-build-isolation -e ".[eeg,viz,export,detect,video,dali-cuda13,triton,dev]"
+	$(BIN)/python -m pip install -q --no-build-isolation -e ".[eeg,bids,viz,export,detect,video,dali-cuda13,triton,dev]"
 	touch $@
 
 clean:

@@ -69,6 +69,7 @@ def finite(name: str, value) -> None:
 
 
 def positive(name: str, value: float) -> None:
+    """Raise ValueError unless ``value`` is above 0."""
     if not value > 0:
         raise ValueError(f"{name}: wanted a number above 0, got {value}")
 

@@ -129,6 +129,7 @@ class NGDObjective(nn.Module):
         return super()._apply(keep_precision, recurse)
 
     def extra_repr(self) -> str:
+        """What ``repr`` shows: the bank and every setting."""
         bank = "no bank" if self.prototypes is None else f"bank {list(self.prototypes.shape)}"
         settings = ", ".join(f"{field.name}={getattr(self, field.name)!r}" for field in fields(Settings))
         return f"{bank}, {settings}, geo_weight={self.geo_weight}, backend={self.backend!r}"

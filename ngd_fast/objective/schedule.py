@@ -38,6 +38,7 @@ class Ramp:
             raise ValueError(f"hard_gate: wanted a number from 0 to 1, got {self.hard_gate}")
 
     def __call__(self, epoch: float) -> float:
+        """The factor at ``epoch``."""
         if self.kind == "constant" or epoch >= self.end:
             return 1.0
         if epoch <= self.start:
