@@ -40,16 +40,20 @@ def command():
     show_default=True,
     help="Mode of validation and test; FER+'s own trainer takes majority.",
 )
+@click.option(
+    "--drop-ties", is_flag=True, help="Leave out rows whose most votes several classes share; else the first is taken."
+)
 @_image_root
 @_out
-def ferplus(fer2013, labels, label_mode, eval_label_mode, image_root, out):
+def ferplus(fer2013, labels, label_mode, eval_label_mode, drop_ties, image_root, out):
     """FER+ from its official files, in each of its label modes."""
     from ngd_fast.artifacts.files import sha256, write_json
     from ngd_fast.faces.ferplus import convert_ferplus
 
     splits, remarks = convert_ferplus(
-        labels, fer2013, label_mode=label_mode, eval_label_mode=eval_label_mode, image_root=image_root
-    )
+        labels, fer2013, label_mode=label_mode, eval_label_mode=eval_label_mode, drop_ties=drop_ties,
+        image_root=image_root,
+    )  # fmt: skip
     for remark in remarks:
         say(remark)
     _write(splits, out, "ferplus")
@@ -57,6 +61,7 @@ def ferplus(fer2013, labels, label_mode, eval_label_mode, image_root, out):
     origin = {
         "label_mode": label_mode,
         "eval_label_mode": eval_label_mode,
+        "drop_ties": drop_ties,
         "rows": remarks,
         "sha256": {path.name: sha256(path) for path in sources},
     }

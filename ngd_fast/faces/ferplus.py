@@ -110,6 +110,7 @@ def convert_ferplus(
     *,
     label_mode: str = "plurality",
     eval_label_mode: str = "same",
+    drop_ties: bool = False,
     image_root: str | Path | None = None,
 ) -> tuple[dict[str, Faces], list[str]]:
     """FER+'s official files -> ({"train": Faces, "valid": Faces, "test": Faces}, remarks on the number of rows).
@@ -119,6 +120,7 @@ def convert_ferplus(
                      read instead; with both label sources, votes come from label.csv, names from fer2013new.csv
     label_mode       of the training split
     eval_label_mode  of validation and test; "same", or FER+'s own choice, "majority"
+    drop_ties        leave out rows whose most votes several classes share; else the first of these is the label
     """
     for name, mode, known in (
         ("label_mode", label_mode, LABEL_MODES),
@@ -139,8 +141,12 @@ def convert_ferplus(
     faces, remarks = {}, []
     for split, rows in splits.items():
         mode = label_mode if split == "train" or eval_label_mode == "same" else eval_label_mode
-        faces[split] = _apply(rows, mode, f"FER+ {split}")
-        remarks.append(_compare(source, mode, split, len(rows.votes), len(faces[split])))
+        faces[split], ties = _apply(rows, mode, f"FER+ {split}", drop_ties)
+        kept = len(faces[split]) + (ties if drop_ties else 0)
+        remarks.append(_compare(source, mode, split, len(rows.votes), kept))
+        if ties:
+            done = "left out" if drop_ties else "labelled by the first of its classes (--drop-ties leaves them out)"
+            remarks.append(f"{split}: of these {ties} with equally many votes for several classes, each {done}")
     return faces, remarks
 
 
@@ -282,18 +288,27 @@ def _read_folder(folder: Path, joined: _Voted | None, image_root) -> _Voted:
     return rows
 
 
-def _apply(rows: _Voted, mode: str, source: str) -> Faces:
+def _is_tied(votes: Sequence[float]) -> bool:
+    return max(votes) > 1 and list(votes).count(max(votes)) > 1
+
+
+def _apply(rows: _Voted, mode: str, source: str, drop_ties: bool) -> tuple[Faces, int]:
+    """The rows that ``mode`` keeps, and how many of them are tied."""
     results = [label_distribution(votes, mode) for votes in rows.votes]
     kept = [i for i, result in enumerate(results) if result is not None]
+    tied = {i for i in kept if _is_tied(rows.votes[i])}
+    if drop_ties:
+        kept = [i for i in kept if i not in tied]
     if not kept:
         raise UserError(f"{source}: label mode {mode} keeps none of its {len(results)} rows")
-    return Faces(
+    faces = Faces(
         images=np.stack([rows.pixels[i] for i in kept]),
         label_dist=np.stack([results[i][0] for i in kept]),
         labels=np.array([results[i][1] for i in kept]),
         names=[rows.names[i] for i in kept],
         source=source,
     )
+    return faces, len(tied)
 
 
 def _compare(source: str, mode: str, split: str, rows: int, kept: int) -> str:
