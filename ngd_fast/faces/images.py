@@ -1,6 +1,7 @@
 """Decoding image files. Faces live as uint8 arrays [H, W] (grey) or [H, W, 3] (RGB)."""
 
 import contextlib
+import functools
 import math
 import os
 from collections import Counter
@@ -27,6 +28,15 @@ MAX_PIXELS = 1 << 28
 """The largest cameras for sale make 200 million."""
 _FREE_PIXELS, _PIXELS_PER_BYTE = 1 << 25, 200
 """An image above 33 million pixels must have a byte for 200 of them: photographs have one for 2 to 30."""
+
+
+@functools.cache
+def _formats() -> list[str]:
+    """Those that this Pillow has: AVIF is in the newer ones, and one that is not there ends the search at its place."""
+    from PIL import Image
+
+    Image.init()
+    return [name for name in _FORMATS if name in Image.OPEN]
 
 
 def list_images(folder: str | Path, *, deep: bool = True) -> tuple[list[Path], Counter]:
@@ -77,7 +87,7 @@ def open_image(path: str | Path) -> Iterator["Image.Image"]:
     try:
         if os.path.exists(path) and not os.path.isfile(path):
             raise ValueError("no file")  # a pipe would be waited for
-        with open(path, "rb") as file, Image.open(file, formats=_FORMATS) as image:
+        with open(path, "rb") as file, Image.open(file, formats=_formats()) as image:
             pixels = image.width * image.height
             if pixels > min(MAX_PIXELS, max(_FREE_PIXELS, _PIXELS_PER_BYTE * os.fstat(file.fileno()).st_size)):
                 raise ValueError(f"its header promises {image.width} x {image.height} pixels")

@@ -26,10 +26,10 @@ class Inputs(NamedTuple):
     class_weight: Tensor | None = None
     geo_weight: Tensor | float | None = None
 
-    @property
-    def first(self) -> Tensor:
-        """Features, or else logits."""
-        return self.features if self.features is not None else self.logits
+
+def first(inputs: Inputs) -> Tensor:
+    """Features, or else logits. No property: torch.compile of PyTorch 2.8 knows none of a named tuple."""
+    return inputs.features if inputs.features is not None else inputs.logits
 
 
 def _why_not(name: str) -> str:
@@ -42,7 +42,7 @@ def _why_not(name: str) -> str:
 
 def _unfit(name: str, inputs: Inputs, num_classes: int) -> str:
     """Why a backend cannot take these tensors; empty where it can."""
-    device = inputs.first.device.type
+    device = first(inputs).device.type
     if name == "cpu" and device != "cpu":
         return f"takes CPU tensors, got {device}"
     if name == "cuda" and device != "cuda":
@@ -79,7 +79,7 @@ def choose(backend: str | None, inputs: Inputs, num_classes: int) -> str:
     Raises ValueError for an unknown name, RuntimeError for a named backend that is not there or does not fit.
     """
     if backend is None:
-        device = inputs.first.device.type
+        device = first(inputs).device.type
         for name in ("cpu",) if device == "cpu" else ("cuda", "triton") if device == "cuda" else ():
             if not _why_not(name) and not _unfit(name, inputs, num_classes):
                 return name

@@ -257,7 +257,7 @@ def _run(settings: Settings, inputs: choice.Inputs, num_classes: int, group, bac
     """Checked arguments to the backend that is to compute them."""
     group = ops.resolve_group(group)
     name = choice.choose(backend, inputs, num_classes)
-    reads_values = checks.DEBUG or (name == "reference" and inputs.first.device.type == "cpu")
+    reads_values = checks.DEBUG or (name == "reference" and choice.first(inputs).device.type == "cpu")
     if reads_values and not torch.compiler.is_compiling():
         checks.index_values(inputs.target, inputs.labels, num_classes)
     if name == "reference":

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from ngd_fast.objective import backends, checks, fakes
-from ngd_fast.objective.choice import Inputs
+from ngd_fast.objective.choice import Inputs, first
 from ngd_fast.objective.settings import Settings
 
 if not backends.why_not("cpu"):
@@ -102,7 +102,7 @@ def objective(backend: str, inputs: Inputs, num_classes: int, settings: Settings
     compiling = torch.compiler.is_compiling()
     if isinstance(geo_weight, float) and compiling:
         # As a number it would be compiled in, and each epoch of a ramp would compile again, up to Dynamo's limit.
-        geo_weight = geo_weight * inputs.first.new_ones((), dtype=torch.float64)  # torch.full would compile it in too
+        geo_weight = geo_weight * first(inputs).new_ones((), dtype=torch.float64)  # torch.full would compile it in too
     is_tensor = isinstance(geo_weight, Tensor)
     return op(
         features,

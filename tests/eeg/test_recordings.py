@@ -63,7 +63,12 @@ def write_as(raw, folder, kind):
         return folder / "a.bdf"
     pytest.importorskip({"edf": "edfio", "vhdr": "pybv", "set": "eeglabio"}[kind])
     path = folder / f"a.{kind}"
-    mne.export.export_raw(path, raw, verbose="error")
+    try:
+        mne.export.export_raw(path, raw, verbose="error")
+    except RuntimeError as error:  # older ones want other packages
+        pytest.skip(f"MNE {mne.__version__}: {error}")
+    if not path.exists():
+        pytest.skip(f"MNE {mne.__version__} writes a .{kind} file of another name")
     return path
 
 
