@@ -82,7 +82,26 @@ struct LogSum {
   NGD_INLINE A log_p(A x) const { return (x - largest) - log_rest; }
 };
 
-// Sums over rows, each term unscaled: CE over wanted classes, KD over classes (mse: squares, kl: KL), Proto-KD: KL.
+constexpr double kStdEps = 1e-5;  // added to the variance of a row's logits: a flat row stays flat
+
+// u(i) = (x(i) - mean) factor of x(i), i < count: divided by a temperature, and for logitstd by the standard deviation.
+template <typename A>
+struct Scaled {
+  A mean, factor;
+  template <typename Scalar, typename X>
+  static NGD_INLINE Scaled of(const X& x, int count, Scalar cold, bool standardise) {
+    const A zero = A{} * Scalar(0);
+    if (!standardise) return {zero, zero + cold};
+    A mean = zero, square = zero;
+    for (int i = 0; i < count; ++i) mean = mean + x(i);
+    mean = mean * Scalar(1.0 / count);
+    for (int i = 0; i < count; ++i) square = square + (x(i) - mean) * (x(i) - mean);
+    return {mean, cold / sqrt(square * Scalar(1.0 / count) + Scalar(kStdEps))};
+  }
+  NGD_INLINE A operator()(A x) const { return (x - mean) * factor; }
+};
+
+// Sums over rows, each term unscaled: CE over wanted classes, KD over classes (mse: squares, else: KL), Proto-KD: KL.
 template <typename A>
 struct RowTerms {
   A ce, kd, proto;
@@ -97,7 +116,7 @@ struct RowScales {
   // ce_divisor: the number of rows, or for class indices the sum of their targets' weights.
   template <typename S>
   static NGD_INLINE RowScales of(const S& s, double rows, double ce_divisor) {
-    double kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : 1.0) / rows / (s.kd_mode == kKl ? 1 : s.classes);
+    double kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : 1.0) / rows / (s.kd_mode == kMse ? s.classes : 1);
     return {A(1 / ce_divisor),          A(kd),
             A(1 / rows),                A(1 / ce_divisor),
             A(s.kd_weight * kd / s.kd_temperature), A(s.proto_weight / rows / s.proto_temperature)};
@@ -118,13 +137,23 @@ NGD_INLINE void logits_row(const S& s, const RowScales<Scalar>& scales, bool has
     terms.ce = terms.ce - select(w == zero, zero, w * all.log_p(z(c)));  // 0 log 0 = 0
   }
   const Scalar cold = Scalar(1 / s.kd_temperature);
-  const bool kl = has_kd && s.kd_mode == kKl;
-  auto z_cold = [&](int c) NGD_LAMBDA { return z(c) * cold; };
-  auto teacher_cold = [&](int c) NGD_LAMBDA { return teacher(c) * cold; };
+  const bool kl = has_kd && s.kd_mode != kMse, standardise = has_kd && s.kd_mode == kLogitStd;
+  Scaled<A> own{zero, zero}, theirs{zero, zero};
+  auto z_cold = [&](int c) NGD_LAMBDA { return own(z(c)); };
+  auto teacher_cold = [&](int c) NGD_LAMBDA { return theirs(teacher(c)); };
   LogSum<A> student{zero, zero}, master{zero, zero};
+  A along = zero, factor = zero;  // of the gradient through mean and standard deviation
   if (kl) {
+    own = Scaled<A>::of(z, s.classes, cold, standardise);
+    theirs = Scaled<A>::of(teacher, s.classes, cold, standardise);
     student = LogSum<A>::of(z_cold, s.classes);
     master = LogSum<A>::of(teacher_cold, s.classes);
+  }
+  if (standardise) {
+    for (int c = 0; c < s.classes; ++c)
+      along = along + (exp(student.log_p(z_cold(c))) - exp(master.log_p(teacher_cold(c)))) * z_cold(c);
+    along = along * Scalar(s.kd_temperature * s.kd_temperature / s.classes);
+    factor = own.factor * Scalar(s.kd_temperature);
   }
   for (int c = 0; c < s.classes; ++c) {
     // A row without a target has mass 0; its softmax may be NaN and must not count.
@@ -132,7 +161,9 @@ NGD_INLINE void logits_row(const S& s, const RowScales<Scalar>& scales, bool has
     if (kl) {
       A log_q = student.log_p(z_cold(c)), log_p = master.log_p(teacher_cold(c)), p = exp(log_p);
       terms.kd = terms.kd + select(p == zero, zero, p * (log_p - log_q));
-      slope = slope + (exp(log_q) - p) * scales.kd_grad;
+      A step = exp(log_q) - p;
+      if (standardise) step = (step - z_cold(c) * along) * factor;
+      slope = slope + step * scales.kd_grad;
     } else if (has_kd) {
       A difference = (z(c) - teacher(c)) * cold;
       terms.kd = terms.kd + difference * difference;

@@ -7,8 +7,8 @@
 
 namespace ngd_fast {
 
-enum KdMode : int { kMse, kKl };
-constexpr const char* kKdModes = "mse kl";
+enum KdMode : int { kMse, kKl, kLogitStd };
+constexpr const char* kKdModes = "mse kl logitstd";
 
 #define NGD_SETTINGS(X)        \
   X(double, label_smoothing)   \

@@ -57,7 +57,7 @@ def objective_kernel(
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, CLASSES: tl.constexpr, SUMS_D: tl.constexpr, ROWS_D: tl.constexpr, BLOCK_B: tl.constexpr,
     HALF: tl.constexpr, HIGH_VALENCE: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr,
+    HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_MODE: tl.constexpr, T_SQUARED: tl.constexpr,
     HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr, HAS_SUMS: tl.constexpr,
     HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +95,7 @@ def objective_kernel(
         x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
         weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, 0, 1,
         normaliser, settings,
-        C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
+        C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_MODE,
         T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, 1,
     )  # fmt: skip
     store_terms(
@@ -192,7 +192,8 @@ def objective_fwd(
         prototypes: [K, D], not normalised; prior: [K] or [B, K].
         class_sums: [C, D + 2] float32 (S | n | q), in place of those of this batch.
         geo_weight: 0-dim tensor in place of ``geo_weight_value``.
-        settings: a named tuple of floats, ``Settings.packed`` of ngd_fast.objective; kd_mode: 0 mse, 1 kl.
+        settings: a named tuple of floats, ``Settings.packed`` of ngd_fast.objective; kd_mode: 0 mse,
+            1 kl, 2 logitstd.
 
     Returns:
         terms [6] float32 (total, ce, kd, proto, geo_var, geo_margin; total is NaN where a target or label was out of
@@ -219,7 +220,7 @@ def objective_fwd(
     want_z = want_logits_grad and logits is not None
     flags = dict(
         HALF=first.dtype != torch.float32, HAS_CE=has_ce, SOFT_TARGET=soft, HAS_WEIGHT=class_weight is not None,
-        HAS_KD=has_kd, KD_KL=settings.kd_mode == 1, T_SQUARED=settings.kd_scale_by_t2 != 0, HAS_PROTO=has_proto,
+        HAS_KD=has_kd, KD_MODE=int(settings.kd_mode), T_SQUARED=settings.kd_scale_by_t2 != 0, HAS_PROTO=has_proto,
         PRIOR_ROWS=has_proto and prior.dim() == 2, HAS_GEO=has_geo, HAS_GEO_WEIGHT=geo_weight is not None,
         WANT_X=want_x, WANT_Z=want_z,
     )  # fmt: skip

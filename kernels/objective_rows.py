@@ -59,11 +59,19 @@ def cross_entropy(
 
 
 @triton.jit
+def standardise(z, mask, C: tl.constexpr):
+    """Rows with mean 0 and variance 1 over their classes, 0 beyond these; and 1 / their standard deviation."""
+    z = tl.where(mask, z - (tl.sum(z, 1) / C)[:, None], 0.0)
+    inverse = (1.0 / tl.sqrt(tl.sum(z * z, 1) / C + 1e-5))[:, None]  # reference.STD_EPS
+    return z * inverse, inverse
+
+
+@triton.jit
 def logit_terms(
     logit_ptr, logit_stride, target_ptr, target_stride, teacher_ptr, teacher_stride, weight_ptr, grad_ptr,
     rows, in_batch, B, normaliser, settings,
     C: tl.constexpr, BLOCK_C: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr,
-    HAS_KD: tl.constexpr, KD_KL: tl.constexpr, T_SQUARED: tl.constexpr, WANT_GRAD: tl.constexpr,
+    HAS_KD: tl.constexpr, KD_MODE: tl.constexpr, T_SQUARED: tl.constexpr, WANT_GRAD: tl.constexpr,
 ):  # fmt: skip
     """Sums over the tile's rows of cross entropy (NaN for a bad target) and KD; stores the logits' gradient."""
     c = tl.arange(0, BLOCK_C)
@@ -86,11 +94,17 @@ def logit_terms(
         scale = 1.0 / B
         if T_SQUARED:
             scale *= settings.kd_temperature * settings.kd_temperature
-        if KD_KL:
+        if KD_MODE > 0:
+            if KD_MODE == 2:
+                z, inverse = standardise(z, mask, C)
+                teacher, _ = standardise(teacher, mask, C)
             log_q, q = log_softmax(tl.where((c < C)[None, :], z / settings.kd_temperature, float("-inf")), C)
             log_p, p = log_softmax(tl.where((c < C)[None, :], teacher / settings.kd_temperature, float("-inf")), C)
             kd += tl.sum(tl.where(in_batch, kl_divergence(p, log_p, log_q), 0.0), 0)
-            grad += (q - p) * (settings.kd_weight * scale / settings.kd_temperature)
+            slope = q - p
+            if KD_MODE == 2:  # through the standard deviation; the slopes' own mean is 0
+                slope = (slope - z * (tl.sum(slope * z, 1) / C)[:, None]) * inverse
+            grad += slope * (settings.kd_weight * scale / settings.kd_temperature)
         else:
             difference = tl.where(mask, (z - teacher) / settings.kd_temperature, 0.0)
             kd += tl.sum(tl.sum(difference * difference, 1), 0) / C
@@ -224,7 +238,7 @@ def sum_tiles(
     normaliser, settings,
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
-    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
+    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_MODE: tl.constexpr,
     T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
     WANT_X: tl.constexpr, WANT_Z: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
@@ -240,7 +254,7 @@ def sum_tiles(
             tile_ce, tile_kd = logit_terms(
                 logit_ptr, logit_stride, target_ptr, target_stride, teacher_ptr, teacher_stride, weight_ptr, grad_z_ptr,
                 rows, in_batch, B, normaliser, settings,
-                C, BLOCK_C, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL, T_SQUARED, WANT_Z,
+                C, BLOCK_C, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_MODE, T_SQUARED, WANT_Z,
             )  # fmt: skip
             ce += tile_ce
             kd += tile_kd
@@ -295,7 +309,7 @@ def rows_kernel(
     settings, geo_weight_value,
     C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
     BLOCK_K: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_B: tl.constexpr, HALF: tl.constexpr, HAS_CE: tl.constexpr,
-    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_KL: tl.constexpr,
+    SOFT_TARGET: tl.constexpr, HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_MODE: tl.constexpr,
     T_SQUARED: tl.constexpr, HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr,
     HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, STAGES: tl.constexpr,
     PROGRAMS: tl.constexpr,
@@ -312,7 +326,7 @@ def rows_kernel(
         x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
         weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B,
         tl.program_id(0), tl.num_programs(0), normaliser, settings,
-        C, D, K, BLOCK_C, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_KL,
+        C, D, K, BLOCK_C, DOT_C, BLOCK_K, BLOCK_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_MODE,
         T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, STAGES,
     )  # fmt: skip
     mine = loss_ptr + tl.program_id(0)

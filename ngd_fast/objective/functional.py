@@ -73,8 +73,10 @@ def ngd_objective(
         class_weight: [C], weights of CE.
         label_smoothing: in [0, 1], over classes.
         kd_weight, kd_temperature, kd_mode, kd_scale_by_t2: with T the temperature, "mse" is the mean over rows and
-            classes of ((z - z_teacher)/T)^2, "kl" the mean over rows of KL(softmax(z_teacher/T) || softmax(z/T)). The
-            factor T^2 is a switch, off as in Algorithm 2.
+            classes of ((z - z_teacher)/T)^2, "kl" the mean over rows of KL(softmax(z_teacher/T) || softmax(z/T)),
+            "logitstd" the same of logits brought to mean 0 and variance 1 over their row (arXiv 2403.01427; its code
+            divides by the sample's standard deviation, as here T times sqrt(C/(C - 1)) does). The factor T^2 is a
+            switch, off as in Algorithm 2.
         proto_weight, proto_temperature: mean over rows of KL(prior || softmax(cos(f, p_k)/temperature)).
         geo_weight: a number, or a 0-dim tensor on the features' device, so that a captured graph follows the ramp. None
             switches D-Geo off.

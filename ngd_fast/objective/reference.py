@@ -16,6 +16,9 @@ from torch import Tensor
 from ngd_fast.objective.checks import IGNORE_INDEX, NO_LABEL
 from ngd_fast.objective.settings import Settings
 
+#: Added to the variance of a row's logits for ``logitstd``, as layer normalisation does: a flat row stays flat, and
+#: the gradient at a head that begins at zero stays below 320 times that of ``kl``.
+STD_EPS = 1e-5
 #: A row whose norm is not above this counts as zero: it has f = 0 and gradient 0 (F.normalize's gradient there is
 #: 1e12 times the upstream one, which no optimiser survives). Norms must stay below 1e19, whose square is float32's end.
 NORM_EPS = 1e-12
@@ -82,11 +85,14 @@ def kd(
     """Logit distillation at a temperature T.
 
     ``mse``: mean over rows and classes of (z/T - z_teacher/T)^2. ``kl``: mean over rows of
-    KL(softmax(z_teacher/T) || softmax(z/T)). ``scale_by_t2`` multiplies by T^2.
+    KL(softmax(z_teacher/T) || softmax(z/T)). ``logitstd``: the same of logits with mean 0 and variance 1 over a row's
+    classes (arXiv 2403.01427). ``scale_by_t2`` multiplies by T^2.
     """
     if mode == "mse":
         loss = ((logits - teacher_logits) / temperature).square().mean()
     else:
+        if mode == "logitstd":
+            logits, teacher_logits = (F.layer_norm(z, z.shape[1:], eps=STD_EPS) for z in (logits, teacher_logits))
         log_p = F.log_softmax(logits / temperature, dim=1)
         log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
         p_teacher = log_teacher.exp()

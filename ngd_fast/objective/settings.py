@@ -16,7 +16,7 @@ VAR_CAP = 0.2
 #: confused, and on no others.
 MARGIN = 0.5
 #: What ``kd_mode`` may be; the kernels take its place in this list.
-KD_MODES = ("mse", "kl")
+KD_MODES = ("mse", "kl", "logitstd")
 
 
 @dataclass(frozen=True)

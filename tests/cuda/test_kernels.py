@@ -63,6 +63,7 @@ def test_float32(emulator, machine, rows):
     [
         {"kd_mode": "kl"},
         {"kd_mode": "kl", "kd_scale_by_t2": True, "kd_temperature": 3.0},
+        {"kd_mode": "logitstd", "kd_temperature": 2.0},
         {"kd_scale_by_t2": True, "label_smoothing": 0.0},
         {"proto_temperature": 0.07, "proto_weight": 2.0},
         {"var_cap": 0.0, "margin": 0.3, "var_weight": 3.0, "margin_weight": 0.5, "high_valence": (0, 3, 7)},

@@ -91,6 +91,7 @@ CASES = {
     "first batch of three launches": dict(B=257),
     "several tiles a program": dict(B=300),
     "kl": dict(kd_mode="kl", B=40),
+    "logitstd": dict(kd_mode="logitstd", kd_temperature=2.0, B=40),
     "kl, T^2, soft target, prior of each row": dict(
         kd_mode="kl", kd_scale_by_t2=True, soft=True, prior_rows=True, B=261
     ),

@@ -111,7 +111,7 @@ int main(int, char** argv) {
       if (coin()) args.teacher_logits = teacher.matrix;
       if (coin()) args.class_weight = weight.matrix;
     }
-    args.label_smoothing = 0.1, args.kd_weight = 0.3, args.kd_temperature = 5, args.kd_mode = coin();
+    args.label_smoothing = 0.1, args.kd_weight = 0.3, args.kd_temperature = 5, args.kd_mode = pick({0, 1, 2});
     args.proto_weight = 0.12, args.proto_temperature = 0.9, args.geo_weight = 0.5, args.margin = 1, args.var_cap = 0.1;
     args.var_weight = args.margin_weight = 1;
     // A gradient by features that nothing depends on is the caller's to clear.

@@ -25,6 +25,7 @@ OPTIONS = {
     "paper": {},
     "kl": {"kd_mode": "kl"},
     "kl T^2": {"kd_mode": "kl", "kd_scale_by_t2": True},
+    "logitstd": {"kd_mode": "logitstd", "kd_temperature": 2.0, "kd_scale_by_t2": True},
     "mse T^2": {"kd_scale_by_t2": True},
     "soft": {"soft": True},
     "prior per row": {"prior_per_row": True},

@@ -16,7 +16,11 @@ def on_device(case, backend):
     return case, leaves
 
 
-@pytest.mark.parametrize("options", [{}, {"kd_mode": "kl", "soft": True, "prior_per_row": True}], ids=["index", "soft"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"kd_mode": "kl", "soft": True, "prior_per_row": True}, {"kd_mode": "logitstd"}],
+    ids=["index", "soft", "logitstd"],
+)
 @pytest.mark.parametrize("backend", ["cpu", pytest.param("cuda", marks=pytest.mark.gpu)])
 def test_gradcheck(backend, options):
     case, leaves = on_device(make(7, 5, 4, 3, dtype=torch.float64, **options), backend)

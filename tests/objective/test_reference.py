@@ -5,7 +5,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from ngd_fast.objective import functional, reference
+from ngd_fast.objective import backends, functional, reference
 
 
 def slow_d_geo(features, labels, high_valence, var_cap, margin):
@@ -50,6 +50,33 @@ def test_kd_is_pytorchs(scale):
     assert torch.allclose(reference.kd(z, teacher, t, "mse", scale), F.mse_loss(z / t, teacher / t) * factor)
 
 
+def test_kd_of_standardised_logits():
+    z, teacher, t = *torch.randn(2, 9, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(1)), 2.0
+    ours = reference.kd(z, teacher, t, "logitstd")
+    # the formula of the paper's code, whose standard deviation is the sample's
+    z, teacher = ((x - x.mean(1, keepdim=True)) / x.std(1, keepdim=True) for x in (z, teacher))
+    t *= (7 / 8) ** 0.5
+    theirs = F.kl_div((z / t).log_softmax(1), (teacher / t).softmax(1), reduction="batchmean")
+    assert float(ours) == pytest.approx(float(theirs), rel=1e-4)  # STD_EPS
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize("temperature", [0.001, 2.0, 100.0])
+def test_kd_of_standardised_logits_has_finite_gradients(backend, temperature):
+    if backends.why_not(backend):
+        pytest.skip(backends.why_not(backend))
+    logits = torch.randn(4, 8, generator=torch.Generator().manual_seed(0))
+    logits[1], logits[2] = 0.3, 3e4 * logits[2]  # flat; far apart
+    teacher = torch.stack([-logits[0], logits[0], logits[0], torch.full((8,), -2.0)])
+    for dtype in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        z = logits.to(dtype).requires_grad_()
+        out = functional.ngd_objective(
+            None, z, torch.zeros(4, dtype=torch.int64), None, None, teacher_logits=teacher, geo_weight=None,
+            kd_mode="logitstd", kd_temperature=temperature, backend=backend,
+        )  # fmt: skip
+        assert torch.autograd.grad(out.total, z)[0].isfinite().all()
+
+
 @pytest.mark.parametrize("prior_per_row", [False, True])
 def test_proto_kd_is_kl_to_the_softmax_of_cosines(prior_per_row):
     case = cases.make(prior_per_row=prior_per_row)
@@ -78,8 +105,9 @@ def test_d_geo_is_the_loops():
     assert [float(term) for term in actual] == pytest.approx(expected, rel=1e-12)
 
 
-def test_second_derivatives():
-    case = cases.mapped(cases.make(6, 5, 4, 6, kd_mode="kl"), lambda t: t.double() if t.is_floating_point() else t)
+@pytest.mark.parametrize("mode", ["kl", "logitstd"])
+def test_second_derivatives(mode):
+    case = cases.mapped(cases.make(6, 5, 4, 6, kd_mode=mode), lambda t: t.double() if t.is_floating_point() else t)
 
     def total(features, logits, prototypes, prior, teacher_logits, class_weight):
         changed = dict(features=features, logits=logits, prototypes=prototypes, prior=prior)
