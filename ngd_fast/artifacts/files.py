@@ -12,12 +12,15 @@ import tempfile
 import zipfile
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from ngd_fast.artifacts.headers import npz_shapes
 from ngd_fast.errors import UserError
+
+if TYPE_CHECKING:
+    import torch
 
 SUMS_NAME = "SHA256SUMS.txt"
 
@@ -247,6 +250,22 @@ def load_npz(path: str | Path, required: tuple[str, ...] = (), rows: tuple[str, 
         raise UserError(f"{path}: takes more memory to read than is free") from None
     except Exception as error:  # of a damaged file: zlib.error, SystemError for a text that is none, and what not
         raise UserError(f"{path}: not a readable NPZ file ({error}); is it truncated?") from None
+
+
+def load_safetensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
+    """(tensors, metadata) of a safetensors file. Raises UserError for whatever is wrong with it.
+
+    Read whole: what safetensors (0.8) gives from an open file leaks 60 bytes a tensor.
+    """
+    from safetensors import SafetensorError, safe_open
+    from safetensors.torch import load
+
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return load(Path(path).read_bytes()), metadata
+    except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
+        raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
 
 
 def require_free(folder: str | Path, *, resume: bool | None = None) -> None:

@@ -10,11 +10,10 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ngd_fast.artifacts.files import atomic_path, is_plain, parse_json
+from ngd_fast.artifacts.files import atomic_path, is_plain, load_safetensors, parse_json
 from ngd_fast.artifacts.headers import require_zip_proportion
 from ngd_fast.config import Config, build_config
 from ngd_fast.errors import UserError, first_line
@@ -51,7 +50,7 @@ def load_student(path: str | Path) -> tuple[Student, dict[str, Any]]:
     Raises UserError for a missing, truncated or foreign file.
     """
     path = student_file(path)
-    state, metadata = _read_safetensors(path)
+    state, metadata = load_safetensors(path)
     if _METADATA_KEY not in metadata:
         raise UserError(f"{path}: is no student of ngd_fast (it lacks the metadata)")
     meta = parse_json(metadata[_METADATA_KEY], f"{path}: metadata")
@@ -104,14 +103,6 @@ def require_finite(state: Mapping[str, torch.Tensor], path: Path) -> None:
     for name, tensor in state.items():
         if tensor.is_floating_point() and not torch.isfinite(tensor).all():
             raise UserError(f"{path}: {name} holds NaN or infinite values")
-
-
-def _read_safetensors(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
 
 
 @dataclass(frozen=True)
@@ -174,7 +165,7 @@ def read_state_dict(path: Path) -> dict[str, torch.Tensor]:
     if not path.is_file():
         raise UserError(f"{path}: no such file of weights")
     if path.suffix == ".safetensors":
-        return _read_safetensors(path)[0]
+        return load_safetensors(path)[0]
     content = load_torch(path, "cannot be read as weights without unpickling")
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):

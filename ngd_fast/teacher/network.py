@@ -7,11 +7,10 @@ from typing import Annotated, Any
 
 import torch
 from pydantic import ConfigDict, Field
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import nn
 
-from ngd_fast.artifacts.files import atomic_path, parse_json, sha256
+from ngd_fast.artifacts.files import atomic_path, load_safetensors, parse_json, sha256
 from ngd_fast.config import Config, build_config
 from ngd_fast.errors import UserError, first_line
 from ngd_fast.teacher.config import InputConfig, NetworkConfig
@@ -172,13 +171,8 @@ def load_teacher(path: str | Path, *, device: str | torch.device = "cpu") -> tup
     if not path.is_file():
         raise UserError(f"{path}: no such file; a teacher is made by 'ngd-fast teacher train'")
     digest = sha256(path)
-    try:
-        with safe_open(path, framework="pt") as file:
-            text = (file.metadata() or {}).get(_METADATA_KEY, "null")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (safe_open is no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError, MemoryError) as error:
-        raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
-    meta = parse_json(text, f"{path}: metadata")
+    tensors, metadata = load_safetensors(path)
+    meta = parse_json(metadata.get(_METADATA_KEY, "null"), f"{path}: metadata")
     if not isinstance(meta, dict) or not {"network", "bands", "resolution", *_REQUIRED} <= meta.keys():
         raise UserError(f"{path}: not a teacher of ngd-fast (no such metadata)")
     checked = build_config(_Meta, meta, source=f"{path}: metadata")
