@@ -67,8 +67,8 @@ class Child:
         begin = time.monotonic()
         while self.status is None:
             self._look()
-            since = self.began if of_work else begin
-            if self.status is None and since is not None and time.monotonic() - since >= seconds:
+            spent = time.monotonic() - (self.began or begin if of_work else begin)
+            if self.status is None and spent >= (_LIMIT if of_work and self.began is None else seconds):
                 return False
             time.sleep(0.001)
         return True
