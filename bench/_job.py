@@ -11,14 +11,16 @@ import traceback
 from pathlib import Path
 
 import torch
+from ngd_fast.bench import _timing
 
 
 def main(job: dict) -> int:
     """``calls``: [module, arguments of its measure] each; ``about`` goes into every row; ``copy GB/s`` may be None.
 
-    ``inductor``: what is set in torch._inductor.config.
+    ``inductor``: what is set in torch._inductor.config. ``gate``: see :data:`_timing.gate`; may be None.
     """
     failed = False
+    _timing.gate = Path(job["gate"]) if job.get("gate") else None
     for name, value in job["inductor"].items():
         setattr(importlib.import_module("torch._inductor.config"), name, value)
     for module, arguments in job["calls"]:

@@ -1,6 +1,6 @@
 """What gpu-check measures, part by part: each job is a process of its own, ours and what matters most first."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 MEASURED = ("objective", "stem", "step:B0", "step:B3", "feeds", "train")
@@ -32,6 +32,11 @@ class Job:
     """ncu's command line before the process's own; its table becomes rows."""
 
     @property
+    def alone(self) -> bool:
+        """Whether it does not wait, prepared, at :func:`_timing.await_gate`: nothing may run beside it."""
+        return bool(self.under) or any(module in ("feeds", "train", "device") for module, _ in self.calls)
+
+    @property
     def needs(self) -> tuple[str, ...]:
         """Packages without which it cannot run."""
         own = [] if self.title.startswith(("objective", "ncu small", "ncu class", "ncu rows")) else STUDENT
@@ -45,6 +50,21 @@ def jobs(part: str, tiny: bool = False) -> Iterator[Job]:
     yield from _step(variant, tiny) if name == "step" else make[name](tiny)
 
 
+def batches(those: Iterable[Job], most: int) -> Iterator[list[Job]]:
+    """``those`` in their order, up to ``most`` together where they can prepare side by side."""
+    together: list[Job] = []
+    for job in those:
+        if together and (job.alone or len(together) == most):
+            yield together
+            together = []
+        if job.alone:
+            yield [job]
+        else:
+            together.append(job)
+    if together:
+        yield together
+
+
 def _title(*words: str | dict[str, str]) -> str:
     *words, switches = words
     return " ".join([*words, *(f"{key}={value}" for key, value in switches.items())])
@@ -56,12 +76,16 @@ def _objective(tiny: bool) -> Iterator[Job]:
     def job(name: str, shapes=shapes, **switches: str) -> Job:
         how = {"names": [name], "whats": ["both"], "seconds": 0.01 if tiny else 0.15}
         calls = [("objective", {"B": B, "dtype_name": dtype, **how}) for B, dtype in shapes]
-        return Job(_title("objective", name, switches), calls, switches, limit=150)
+        size = f"B={shapes[0][0]} {shapes[0][1]}" if len(shapes) == 1 else ""
+        return Job(_title(*filter(None, ("objective", name, size)), switches), calls, switches, limit=150)
 
     if tiny:
         yield from map(job, ("cpu", "eager"))
         return
-    yield from map(job, ("cuda", "compile", "triton"))
+    yield job("cuda")
+    for shape in shapes:  # what takes long to compile, side by side
+        yield job("compile", [shape])
+    yield job("triton")
     small = [shape for shape in shapes if shape[0] <= 1024]
     yield job("cuda", small, NGD_FAST_CUDA_CLUSTER="8")
     yield job("cuda", small, NGD_FAST_CUDA_CLUSTER="0")

@@ -14,6 +14,20 @@ Call = Callable[[], object]
 _ROUNDS = 15  # at least
 _TURN = 0.02  # seconds, at most, where a call takes no longer
 
+gate: Path | None = None
+"""Where processes prepare side by side (gpu-check): a file that this one makes when it is ready; it measures once that
+file is gone."""
+
+
+def await_gate() -> None:
+    """Wait, prepared, until nobody else uses the machine; at once where nobody prepares beside us."""
+    global gate
+    if gate is not None:
+        mine, gate = gate, None
+        mine.touch()
+        while mine.exists():
+            time.sleep(0.01)
+
 
 def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 0.3) -> dict[str, float]:
     """Median microseconds of a call of each, taken in turns, so that a change of clock or load meets all alike.
@@ -27,6 +41,7 @@ def median_us(calls: dict[str, Call], device: torch.device, *, seconds: float = 
         for _ in range(3):
             call()
     synchronise()
+    await_gate()
     for name, call in calls.items():
         synchronise()
         start = time.perf_counter()

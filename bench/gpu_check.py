@@ -31,7 +31,7 @@ from importlib.util import find_spec
 from pathlib import Path
 
 # These lie beside this file; as ngd_fast.bench they are there only once the build is done.
-from _parts import MEASURED, PARTS, STUDENT, Job, jobs
+from _parts import MEASURED, PARTS, STUDENT, Job, batches, jobs
 from _processes import Process
 from _summary import table
 
@@ -42,6 +42,7 @@ MORE = {"faces": ("yaml", "tqdm", "PIL"), "student": STUDENT, "eeg": ("yaml", "t
 STAND_INS = ("pydantic",)
 # Parts that compile a hundred Triton kernels; pytest-xdist, where it is installed, shares each among four processes.
 LONG = ("tests/objective/test_fused.py triton", "tests/kernels/test_objective.py")
+AHEAD = 6  # benches that prepare side by side: a step with a teacher, or four students, holds 10 to 16 GB
 SIDE_BY_SIDE = 8  # processes of tests, each with a CUDA context and its caches: 4 GB or so
 
 
@@ -245,34 +246,55 @@ class Check:
         copies = [row for row in self.all_rows() if row.get("what") == "copy" and row.get("GB/s")]
         if not copies:
             self.run("device", Job("copy", [("device", {"megabytes": 4} if self.options.rehearse else {})], limit=60))
-        for job in jobs(part, tiny=self.options.rehearse):
-            missing = absent(job.needs)
-            if job.under and shutil.which(job.under[0]) is None:
-                missing.append(job.under[0])
-            if missing:
-                self.note("left_out", f"{job.title} (not installed: {', '.join(missing)})")
-            elif self.left() < 20:
-                self.note("left_out", f"{job.title}: no time left")
-            else:
-                self.run(part, job)
+        wanted = list(filter(self.possible, jobs(part, tiny=self.options.rehearse)))[: self.options.most]
+        for batch in batches(wanted, AHEAD):
+            self.run(part, *batch)
             self.write()
 
-    def run(self, part: str, job: Job) -> None:
-        print(f"== {job.title}", flush=True)
+    def possible(self, job: Job) -> bool:
+        """Whether what the job needs is here; said where not."""
+        missing = absent(job.needs)
+        if job.under and shutil.which(job.under[0]) is None:
+            missing.append(job.under[0])
+        if missing:
+            self.note("left_out", f"{job.title} (not installed: {', '.join(missing)})")
+        return not missing
+
+    def run(self, part: str, *batch: Job) -> None:
+        """Prepare the jobs side by side (imports, compilation, capture), then let each measure alone."""
+        if self.left() < 20:
+            for job in batch:
+                self.note("left_out", f"{job.title}: no time left")
+            return
         copy = next((row["GB/s"] for row in self.all_rows() if row.get("what") == "copy"), None)
-        inductor = {key.partition(".")[2]: value == "1" for key, value in job.switches.items() if "." in key}
-        about = {"part": part, "title": job.title, **({"switches": job.switches} if job.switches else {})}
-        text = {"calls": job.calls, "device": self.device, "rows": str(self.rows), "about": about, "copy GB/s": copy}
-        command = [*job.under, sys.executable, "-m", "ngd_fast.bench._job", json.dumps({**text, "inductor": inductor})]
-        before = len(self.all_rows())
-        environment = {key: value for key, value in job.switches.items() if "." not in key}
-        process = self.start(job.title, command, **environment)
+        started = []
+        for job in batch:
+            inductor = {key.partition(".")[2]: value == "1" for key, value in job.switches.items() if "." in key}
+            about = {"part": part, "title": job.title, **({"switches": job.switches} if job.switches else {})}
+            gate = None if job.alone else self.logs / f"{plain(job.title)}.gate"
+            text = {"calls": job.calls, "device": self.device, "rows": str(self.rows), "about": about}
+            text |= {"copy GB/s": copy, "inductor": inductor, "gate": gate and str(gate)}
+            command = [*job.under, sys.executable, "-m", "ngd_fast.bench._job", json.dumps(text)]
+            environment = {key: value for key, value in job.switches.items() if "." not in key}
+            started.append((job, about, gate, self.start(job.title, command, **environment)))
         # A rehearsal is no measurement, and may share its machine.
-        self.finish(job.title, process, job.limit * (10 if self.options.rehearse else 1))
-        if job.under:
-            self.add_row({**about, "bench": "ncu", **ncu_row(process.log.read_text(errors="replace"))})
-        for line in table({"rows": self.all_rows()[before:]})[2:]:
-            print(line, flush=True)
+        patience = 10 if self.options.rehearse else 1
+        end = time.monotonic() + min(self.left(), patience * max(job.limit for job in batch))
+        while time.monotonic() < end and any(
+            gate and not gate.exists() and process.popen.poll() is None for _, _, gate, process in started
+        ):
+            time.sleep(0.05)
+        for job, about, gate, process in started:
+            print(f"== {job.title}", flush=True)
+            before = len(self.all_rows())
+            limit = job.limit * patience if not gate or gate.exists() else 2.0
+            if gate:
+                gate.unlink(missing_ok=True)
+            self.finish(job.title, process, limit)
+            if job.under:
+                self.add_row({**about, "bench": "ncu", **ncu_row(process.log.read_text(errors="replace"))})
+            for line in table({"rows": self.all_rows()[before:]})[2:]:
+                print(line, flush=True)
 
     def everything(self, capability: str) -> bool:
         """The parts asked for, in their order; the verdict."""
@@ -313,6 +335,7 @@ def parse(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--no-build", action="store_true", help="use the build that is there")
     parser.add_argument("--out", type=Path, default=ROOT / "build" / "gpu_check", help="the folder of results")
     parser.add_argument("--minutes", type=float, help="time for this call (default: 8.5 for each part)")
+    parser.add_argument("--most", type=int, help="jobs of each measured part, the first ones (default: all)")
     parser.add_argument("--sanitize", action="store_true", help="also run the tests under compute-sanitizer (minutes)")
     parser.add_argument("--rehearse", action="store_true", help="without a GPU: the same on the CPU, on tiny input")
     options = parser.parse_args(arguments)

@@ -1,7 +1,7 @@
 """Which kernels a training step spends its time in, by PyTorch's profiler: the longest first."""
 
 import torch
-from ngd_fast.bench import step
+from ngd_fast.bench import _timing, step
 
 
 def measure(
@@ -27,6 +27,7 @@ def measure(
         for _ in range(3):
             call()
         synchronise()
+        _timing.await_gate()
         with torch.profiler.profile(activities=[activity]) as profile:
             for _ in range(steps):
                 call()
