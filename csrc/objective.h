@@ -61,7 +61,8 @@ NGD_INLINE int target_class(int64_t value, int classes, int& flags) {
 template <typename A>
 struct Smoothing {
   A keep, spread;
-  NGD_INLINE Smoothing(double label_smoothing, int classes)
+  template <typename Scalar>
+  NGD_INLINE Smoothing(Scalar label_smoothing, int classes)
       : keep(A(1) * (1 - label_smoothing)), spread(A(1) * (label_smoothing / classes)) {}
   template <typename W>
   NGD_INLINE A wanted(A probability, W weight) const { return (probability * keep + spread) * weight; }
@@ -113,10 +114,10 @@ struct RowScales {
   A ce, kd, proto;              // 1 / the mean's divisor (with KD's T^2)
   A ce_grad, kd_grad, proto_grad;  // the same times the term's weight
 
-  // ce_divisor: the number of rows, or for class indices the sum of their targets' weights.
-  template <typename S>
-  static NGD_INLINE RowScales of(const S& s, double rows, double ce_divisor) {
-    double kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : 1.0) / rows / (s.kd_mode == kMse ? s.classes : 1);
+  // ce_divisor: the number of rows, or for class indices the sum of their targets' weights. In the arithmetic of S.
+  template <typename S, typename Scalar>
+  static NGD_INLINE RowScales of(const S& s, Scalar rows, Scalar ce_divisor) {
+    auto kd = (s.kd_scale_by_t2 ? s.kd_temperature * s.kd_temperature : Scalar(1)) / rows / (s.kd_mode == kMse ? s.classes : 1);
     return {A(1 / ce_divisor),          A(kd),
             A(1 / rows),                A(1 / ce_divisor),
             A(s.kd_weight * kd / s.kd_temperature), A(s.proto_weight / rows / s.proto_temperature)};
@@ -213,8 +214,8 @@ template <typename A, typename S>
 NGD_INLINE A variance_pull(const S& s, A weight, double rows) { return A(-2 * weight * A(s.var_weight) / rows); }
 
 // Of one other class at this distance; adds its term. The factor 2: the pair counts in both orders.
-template <typename A, typename S>
-NGD_INLINE A margin_push(const S& s, A weight, double rows, A distance, A& term) {
+template <typename A, typename S, typename Rows>
+NGD_INLINE A margin_push(const S& s, A weight, Rows rows, A distance, A& term) {
   A shortage = A(s.margin) - distance;
   if (shortage <= A(0)) return A(0);
   term += shortage;

@@ -46,6 +46,13 @@ class Inputs {
     return reference(keep(*t, shape, name), name);
   }
 
+  // Small, and given in the type that is computed in (objective_cuda.h).
+  Tensor small(const Optional& t, at::IntArrayRef shape, at::ScalarType type, const char* name) {
+    if (!t.has_value()) return {};
+    type_of(*t, name);
+    return reference(keep(t->to(type), shape, name), name);
+  }
+
   const int64_t* indices(const Optional& t, int64_t rows, const char* name) {
     if (!t.has_value()) return nullptr;
     TORCH_CHECK_TYPE(t->scalar_type() == at::kLong, name, ": wanted int64 class indices, got ", t->scalar_type());
@@ -123,13 +130,14 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   else
     args.target = inputs.indices(target, rows, "target");
   args.labels = inputs.indices(labels, rows, "labels");
-  args.prototypes = inputs.floating(prototypes, {count, dim}, "prototypes");
+  const at::ScalarType type = exact ? at::kDouble : at::kFloat;
+  args.prototypes = inputs.small(prototypes, {count, dim}, type, "prototypes");
   args.prior_per_row = prior.has_value() && prior->dim() == 2;
-  args.prior =
-      args.prior_per_row ? inputs.floating(prior, {rows, count}, "prior") : inputs.floating(prior, {count}, "prior");
-  args.class_weight = inputs.floating(class_weight, {num_classes}, "class_weight");
-  args.geo_weight = inputs.floating(geo_weight, {}, "geo_weight");
-  args.class_sums = inputs.floating(class_sums, {num_classes, dim + 2}, "class_sums");
+  args.prior = args.prior_per_row ? inputs.small(prior, {rows, count}, type, "prior")
+                                  : inputs.small(prior, {count}, type, "prior");
+  args.class_weight = inputs.small(class_weight, {num_classes}, type, "class_weight");
+  args.geo_weight = inputs.small(geo_weight, {}, type, "geo_weight");
+  args.class_sums = inputs.small(class_sums, {num_classes, dim + 2}, type, "class_sums");
   for (int64_t c : high_valence) {
     TORCH_CHECK_INDEX(c >= 0 && c < num_classes, "high_valence: wanted classes in [0, ", num_classes, "), got ", c);
     args.high_valence |= uint64_t(1) << c;
@@ -141,7 +149,7 @@ std::tuple<at::Tensor, at::Tensor, at::Tensor> objective_fwd(
   args.geo_grad_scale = geo_grad_scale;
 
   auto options = first.options();
-  at::Tensor terms = at::empty({6}, options.dtype(exact ? at::kDouble : at::kFloat));
+  at::Tensor terms = at::empty({6}, options.dtype(type));
   want_features_grad = want_features_grad && features.has_value();
   want_logits_grad = want_logits_grad && logits.has_value();
   at::Tensor grad_features = want_features_grad ? at::empty({rows, dim}, wide->options()) : at::empty({0}, options);

@@ -5,7 +5,7 @@
 // - small (objective_small.cu): D=256, C<=8, K<=32, not float64, and B small enough that the features and their
 //   gradients fit the shared memory of one cluster of 16 (or 8) blocks; compute capability 9.0 and later. One launch.
 // - large (objective_sums.cu, objective_rows.cu): D=256, C<=8, K<=32: prepare, class sums, rows; three launches that
-//   overlap. Similarities and gradients by tensor cores for bfloat16 and float16 features, by FFMA for float32 (TF32
+//   overlap. Similarities and gradients by tensor cores for bfloat16 features, by FFMA for the others (TF32
 //   would miss the 1e-5 asked for).
 // - general (objective_sums.cu, objective_general.cu): every other shape up to D=2048, C=64, K=256, and float64:
 //   prepare, class sums, class gradients, rows.
@@ -58,11 +58,12 @@ struct ObjectiveArgs : Settings {
   Tensor target_distribution;       // [B, C]
   const int64_t* target = nullptr;  // [B], -100 is left out
   const int64_t* labels = nullptr;  // [B], -1 is left out
+  // These in the type that is computed in, that of `terms`:
   Tensor prototypes;                // [K, D]
   Tensor prior;                     // [K], or [B, K] where prior_per_row
   Tensor class_weight;              // [C]
   Tensor geo_weight;                // one number; replaces geo_weight_value
-  Tensor class_sums;                // [C, D+2], float32 (float64): replaces the sums over these rows
+  Tensor class_sums;                // [C, D+2]: replaces the sums over these rows
   bool prior_per_row = false;
   uint64_t high_valence = 0;  // bit c: class c has the variance term
   double geo_weight_value = 0, geo_grad_scale = 1;

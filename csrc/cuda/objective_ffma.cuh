@@ -33,6 +33,49 @@ __device__ __forceinline__ void write_slots(float* vector, int lane, const float
         make_float4(v[4 * half], v[4 * half + 1], v[4 * half + 2], v[4 * half + 3]);
 }
 
+// class_terms of objective_terms.cuh for D=256 and C<=8 from arrays in shared memory, in whatever order the columns lie
+// there: a lane takes eight, and nothing waits in a loop. `mean`: all kClasses rows are written.
+__device__ __forceinline__ void class_terms_256(const ObjectiveArgs& args, int c, const float (*mean)[kDim],
+                                                const float* count, const float* square, float* gradient, float* var,
+                                                float* margin) {
+  int lane = int(threadIdx.x % 32);
+  float own[8], g[8], other[8], distance[kClasses], push[kClasses];
+  float rows = count[c], weight = geo_weight<float>(args) * float(args.geo_grad_scale), pull = 0;
+  read_slots(mean[c], lane, own);
+  double length = 0;
+#pragma unroll
+  for (int e = 0; e < 8; ++e) length += double(own[e]) * double(own[e]);
+  length = warp_sum(length);
+#pragma unroll
+  for (int j = 0; j < kClasses; ++j) {
+    read_slots(mean[j], lane, other);
+    distance[j] = 0;
+#pragma unroll
+    for (int e = 0; e < 8; ++e) distance[j] += (own[e] - other[e]) * (own[e] - other[e]);
+  }
+#pragma unroll
+  for (int j = 0; j < kClasses; ++j) distance[j] = sqrt(warp_sum(distance[j]));
+  *var = *margin = 0;
+  if (args.high_valence >> c & 1) *var = float(variance_excess(args, double(square[c]), double(rows), length));
+  if (*var != 0.0f) pull = variance_pull(args, weight, double(rows));
+#pragma unroll
+  for (int j = 0; j < kClasses; ++j) {
+    bool pair = j < args.classes && j != c && rows > 0.0f && count[j < args.classes ? j : c] > 0.0f;
+    float term = 0, slope = margin_push(args, weight, rows, distance[j], term);
+    *margin += pair ? term : 0.0f;
+    push[j] = pair ? slope : 0.0f;
+  }
+#pragma unroll
+  for (int e = 0; e < 8; ++e) g[e] = pull * own[e];
+#pragma unroll
+  for (int j = 0; j < kClasses; ++j) {
+    read_slots(mean[j], lane, other);
+#pragma unroll
+    for (int e = 0; e < 8; ++e) g[e] += push[j] * (own[e] - other[e]);
+  }
+  write_slots(gradient, lane, g);
+}
+
 // Lane i gets, in v[0], the sum over the lanes of v[i]: 31 shuffles where 32 separate sums take 160.
 template <int kHalf = 16>
 __device__ __forceinline__ void transposed_sum(float (&v)[32], int lane) {
@@ -64,27 +107,30 @@ struct Ffma {
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       int k = warp + 8 * j;
-      float square = 0, p[8] = {};
-      if (k < args.prototype_count) eight_elements(args.prototypes, k * kDim + lane * 8, p);
+      float square = 0;
+      Eight<float> p{};
+      if (k < args.prototype_count) p = load_eight(static_cast<const float*>(args.prototypes.data) + k * kDim + lane * 8);
 #pragma unroll
       for (int e = 0; e < 8; ++e) {
-        by_prototype[j][e] = p[e];
-        square += p[e] * p[e];
+        by_prototype[j][e] = p.at[e];
+        square += p.at[e] * p.at[e];
       }
       square = warp_sum(square);
       if (lane == 0) shared.prototype_scale[k] = inverse_norm(square);
     }
-    with_type(args.prototypes, [&](auto* data) {
 #pragma unroll
-      for (int k = 0; k < kPrototypes; ++k)
-        by_column[k] = k < args.prototype_count ? widened<float>(data[k * kDim + column]) : 0.0f;
-    });
+    for (int k = 0; k < kPrototypes; ++k)
+      by_column[k] = k < args.prototype_count ? given<float>(args.prototypes, k * kDim + column) : 0.0f;
+  }
+
+  // This lane's columns of a row; loaded early, they arrive while the row before is in work.
+  __device__ static Eight<T> load(const ObjectiveArgs& args, int64_t row) {
+    return load_eight(static_cast<const T*>(args.features.data) + row * kDim + int(threadIdx.x % 32) * 8);
   }
 
   // Row of warp w: its normalised vector to `f`; returns 1 / norm. `square` gets the squared norm of f (1, or 0).
-  __device__ static float normalize(const ObjectiveArgs& args, int64_t row, float* f, float* square) {
+  __device__ static float normalize(const Eight<T>& raw, float* f, float* square) {
     int lane = int(threadIdx.x % 32);
-    Eight<T> raw = load_eight(static_cast<const T*>(args.features.data) + row * kDim + lane * 8);
     float x[8], sum = 0;
 #pragma unroll
     for (int e = 0; e < 8; ++e) {
@@ -126,17 +172,17 @@ struct Ffma {
     shared.similarity[lane / 4][k] = v[0] * shared.prototype_scale[k];
     __syncthreads();
     if (warp < count) {
-      float cold = float(1 / args.proto_temperature);
+      float cold = 1 / float(args.proto_temperature);
       bool mine = lane < many;
       float z = shared.similarity[warp][lane] * cold, largest = warp_max(mine ? z : -INFINITY);
       float e = mine ? exp(z - largest) : 0.0f, sum = warp_sum(e);
-      float prior = mine ? element<float>(args.prior, (args.prior_per_row ? (row + warp) * many : 0) + lane) : 0.0f;
+      float prior = mine ? given<float>(args.prior, (args.prior_per_row ? (row + warp) * many : 0) + lane) : 0.0f;
       // Relative to 1/K: nearly uniform distributions then have logarithms near 0, and their KL keeps its digits.
       float log_q = (z - largest) - log(sum / float(many));
       if (mine && prior != 0.0f) terms.proto += prior * (log(prior * float(many)) - log_q);
       float slope = warp_sum(prior) * (e / sum) - prior;
-      shared.slope[warp][lane] = slope * shared.prototype_scale[lane] *
-                                 float(args.proto_weight / (args.proto_temperature * double(args.rows)));
+      shared.slope[warp][lane] =
+          slope * shared.prototype_scale[lane] * (float(args.proto_weight) * cold / float(args.rows));
     }
     __syncthreads();
 #pragma unroll

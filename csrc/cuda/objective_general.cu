@@ -10,11 +10,11 @@ __global__ void __launch_bounds__(32) class_vectors(const __grid_constant__ Obje
   wait_for_previous_kernel();
   Workspace<A> w = workspace<A>(args);
   int own = int(blockIdx.x), dim = args.dim;
-  bool given = args.class_sums.data != nullptr, broken = !given && (*w.flags & kNotFinite);
+  bool exchanged = args.class_sums.data != nullptr, broken = !exchanged && (*w.flags & kNotFinite);
   double unit = ldexp(1.0, -fraction_bits(args.rows));
   auto sum = [&](int c, int i) {
     int64_t at = int64_t(c) * (dim + 2) + i;
-    if (given) return element<A>(args.class_sums, at);
+    if (exchanged) return given<A>(args.class_sums, at);
     return broken ? A(NAN) : A(double(w.sums[at]) * (i == dim ? 1.0 : unit));
   };
   A var, margin;
@@ -54,7 +54,7 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
         A v = at(d);
 #pragma unroll
         for (int j = 0; j < kTogether; ++j)
-          if (first + j < many) product[j] += v * element<A>(args.prototypes, int64_t(first + j) * dim + d);
+          if (first + j < many) product[j] += v * given<A>(args.prototypes, int64_t(first + j) * dim + d);
       }
 #pragma unroll
       for (int j = 0; j < kTogether; ++j) {
@@ -67,7 +67,7 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
       }
     }
     __syncwarp();
-    auto prior = [&](int k) { return element<A>(args.prior, (args.prior_per_row ? row * many : 0) + k); };
+    auto prior = [&](int k) { return given<A>(args.prior, (args.prior_per_row ? row * many : 0) + k); };
     for (int k = lane; k < many; k += 32) {
       sum += exp(slopes[k] * cold - largest);
       prior_sum += prior(k);
@@ -95,7 +95,7 @@ __device__ void feature_row(const ObjectiveArgs& args, const Workspace<A>& w, in
   along = warp_sum(along);
   for (int d = lane; d < dim; d += 32) {
     A g = vector ? vector[d] : A(0);
-    for (int k = 0; k < many; ++k) g += slopes[k] * element<A>(args.prototypes, int64_t(k) * dim + d);
+    for (int k = 0; k < many; ++k) g += slopes[k] * given<A>(args.prototypes, int64_t(k) * dim + d);
     static_cast<T*>(args.grad_features.data)[row * dim + d] =
         Convert<T, A>::narrow((g - at(d) * inverse * along) * inverse);
   }

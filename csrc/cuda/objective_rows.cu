@@ -1,12 +1,13 @@
 // Last stage of the large path, D=256, C<=8, K<=32: every row's terms and gradients. A persistent grid; each block
 // first derives D-Geo's class vectors from the class sums, then takes rows from the end of the batch on: those were
-// read last. bfloat16 and float16 features go through the tensor cores, float32 ones through FFMA.
+// read last. bfloat16 features go through the tensor cores; float32 ones through FFMA, and float16 ones too, which no
+// training has: features that want gradients are converted first.
 #include "objective_ffma.cuh"
 
 namespace ngd_fast {
 namespace {
 
-struct GeoShared {
+struct alignas(16) GeoShared {
   float mean[kClasses][kDim], gradient[kClasses][kDim];
   float rows[kClasses], square[kClasses], var[kClasses], margin[kClasses];
 };
@@ -16,18 +17,18 @@ template <typename Column>
 __device__ void class_vectors(const ObjectiveArgs& args, const Workspace<float>& w, GeoShared& geo, Column column) {
   if (!args.labels) return;
   int warp = int(threadIdx.x / 32), lane = int(threadIdx.x % 32);
-  bool given = args.class_sums.data != nullptr;
+  bool exchanged = args.class_sums.data != nullptr;
   // volatile: other blocks of this kernel may be setting the other flags already
-  bool broken = !given && (*static_cast<const volatile int*>(w.flags) & kNotFinite);
+  bool broken = !exchanged && (*static_cast<const volatile int*>(w.flags) & kNotFinite);
   double unit = ldexp(1.0, -fraction_bits(args.rows));
   auto sum = [&](int c, int i) {
     int64_t at = int64_t(c) * (kDim + 2) + i;
-    if (given) return element<float>(args.class_sums, at);
+    if (exchanged) return given<float>(args.class_sums, at);
     return float(double(w.sums[at]) * (i == kDim ? 1.0 : unit));
   };
-  for (int i = int(threadIdx.x); i < args.classes * kDim; i += int(blockDim.x)) {
+  for (int i = int(threadIdx.x); i < kClasses * kDim; i += int(blockDim.x)) {
     int c = i / kDim;
-    float rows = sum(c, kDim);
+    float rows = c < args.classes ? sum(c, kDim) : 0.0f;
     geo.mean[c][i % kDim] = broken ? NAN : rows > 0.0f ? sum(c, column(i % kDim)) / rows : 0.0f;
   }
   if (int c = int(threadIdx.x); c < args.classes) {
@@ -37,9 +38,7 @@ __device__ void class_vectors(const ObjectiveArgs& args, const Workspace<float>&
   __syncthreads();
   if (warp < args.classes) {
     float var, margin;
-    class_terms<float>(
-        args, warp, [&](int c, int d) { return geo.mean[c][d]; }, [&](int c) { return geo.rows[c]; },
-        [&](int c) { return geo.square[c]; }, [&](int d) -> float& { return geo.gradient[warp][d]; }, &var, &margin);
+    class_terms_256(args, warp, geo.mean, geo.rows, geo.square, geo.gradient[warp], &var, &margin);
     if (lane == 0) {
       geo.var[warp] = var;
       geo.margin[warp] = margin;
@@ -73,19 +72,26 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   Workspace<float> w = workspace<float>(args);
   int warp = int(threadIdx.x / 32), flags = 0;
   Ffma<T> ffma(args, s.chunk);
+  int64_t chunks = (args.rows + kChunk - 1) / kChunk;
+  Eight<T> raw{};
+  auto fetch = [&](int64_t i) {
+    int64_t row = (chunks - 1 - i) * kChunk + warp;
+    if (i < chunks && row < args.rows) raw = Ffma<T>::load(args, row);
+  };
+  fetch(blockIdx.x);
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return slot_column(i); });
   place_row_scales(args, [&](int c) { return w.target_counts[c]; }, s.scales);
   RowTerms<float> terms{};
-  int64_t chunks = (args.rows + kChunk - 1) / kChunk;
   for (int64_t i = blockIdx.x; i < chunks; i += gridDim.x) {
     int64_t base = (chunks - 1 - i) * kChunk, row = base + warp;
     int count = args.rows - base < kChunk ? int(args.rows - base) : kChunk, label = -1;
     float scale = 0, square;
     if (warp < count) {
-      scale = Ffma<T>::normalize(args, row, s.f[warp], &square);
+      scale = Ffma<T>::normalize(raw, s.f[warp], &square);
       if (args.labels) label = label_class(args.labels[row], args.classes, flags);
     }
+    fetch(i + gridDim.x);
     __syncthreads();
     ffma.chunk(args, base, count, s.f[0], s.gradient[0], terms);
     __syncthreads();
@@ -96,12 +102,12 @@ __global__ void __launch_bounds__(kFfmaThreads, 2) rows_ffma(const __grid_consta
   if (args.logits.data)
     for (int64_t row = int64_t(blockIdx.x) * kFfmaThreads + threadIdx.x; row < args.rows;
          row += int64_t(gridDim.x) * kFfmaThreads)
-      logits_row<float>(args, row, s.scales, terms, flags);
+      logits_row<float, true>(args, row, s.scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
   finish_rows(args, w, s.geo, s.scales, terms, s.scratch);
 }
 
-// ---- bfloat16, float16 ------------------------------------------------------------------------------------------
+// ---- bfloat16 ---------------------------------------------------------------------------------------------------
 // A warp takes 16 rows. A matrix product does not care in which order its inner index runs, nor in which its columns
 // lie as long as both sides agree; so the orders are chosen such that every operand is a whole 16-byte word of one
 // lane:
@@ -154,10 +160,14 @@ template <typename T>
 __device__ void place_prototypes(const ObjectiveArgs& args, MmaShared& s) {
   int lane = int(threadIdx.x % 32);
   for (int k = int(threadIdx.x / 32); k < kPrototypes; k += kMmaThreads / 32) {
-    float p[8] = {}, square = 0;
-    if (k < args.prototype_count) eight_elements(args.prototypes, k * kDim + lane * 8, p);
+    float p[8], square = 0;
+    Eight<float> raw{};
+    if (k < args.prototype_count) raw = load_eight(static_cast<const float*>(args.prototypes.data) + k * kDim + lane * 8);
 #pragma unroll
-    for (int e = 0; e < 8; ++e) square += p[e] * p[e];
+    for (int e = 0; e < 8; ++e) {
+      p[e] = raw.at[e];
+      square += p[e] * p[e];
+    }
     float scale = inverse_norm(warp_sum(square));
     int g = 2 * (k / 8) + k % 2, tile = k % 8 / 2;
     s.similarity[lane / 4][tile][g * 4 + lane % 4] =
@@ -172,7 +182,7 @@ __device__ void place_prototypes(const ObjectiveArgs& args, MmaShared& s) {
   }
   if (int k = int(threadIdx.x); k < kPrototypes) {
     bool there = k < args.prototype_count && !args.prior_per_row;
-    s.prior[k] = there ? element<float>(args.prior, k) : 0.0f;
+    s.prior[k] = there ? given<float>(args.prior, k) : 0.0f;
     s.log_prior[k] = s.prior[k] != 0.0f ? log(s.prior[k] * float(args.prototype_count)) : 0.0f;
   }
 }
@@ -208,7 +218,7 @@ __device__ void place_class_vectors(const ObjectiveArgs& args, MmaShared& s) {
 __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaShared& s, int64_t row, bool real,
                                            float inverse, float (&v)[8], RowTerms<float>& terms) {
   int t = int(threadIdx.x % 4), many = args.prototype_count;
-  float cold = float(1 / args.proto_temperature), largest = -INFINITY, sum = 0, prior_sum = 0, along = 0;
+  float cold = 1 / float(args.proto_temperature), largest = -INFINITY, sum = 0, prior_sum = 0, along = 0;
   float prior[8], weight[8];
 #pragma unroll
   for (int i = 0; i < 8; ++i) {
@@ -216,7 +226,7 @@ __device__ __forceinline__ float proto_row(const ObjectiveArgs& args, const MmaS
     if (8 * t + i < many) largest = fmaxf(largest, v[i] * cold);
     prior[i] = s.prior[8 * t + i];
     if (args.prior_per_row)
-      prior[i] = real && 8 * t + i < many ? element<float>(args.prior, row * many + 8 * t + i) : 0.0f;
+      prior[i] = real && 8 * t + i < many ? given<float>(args.prior, row * many + 8 * t + i) : 0.0f;
     prior_sum += prior[i];
   }
   largest = warp_max<4>(largest);
@@ -245,6 +255,21 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   auto& s = *reinterpret_cast<MmaShared*>(shared_memory());
   Workspace<float> w = workspace<float>(args);
   int lane = int(threadIdx.x % 32), g = lane / 4, t = lane % 4;
+  const T* features = static_cast<const T*>(args.features.data);
+  int rows = int(args.rows), tiles = (rows + kMmaRows - 1) / kMmaRows, warps = int(gridDim.x) * (kMmaThreads / 32);
+  int own = tiles - 1 - int(threadIdx.x / 32 * gridDim.x + blockIdx.x);
+  uint4 x[2][kJ];
+  // A tile's words are loaded as soon as those of the tile before have been used: no registers more, and they arrive
+  // while the rest of that tile is in work. The first before the wait: features are no kernel's output.
+  auto fetch = [&](int tile, int h, int j) {
+    int row = tile * kMmaRows + g + 8 * h;
+    x[h][j] = tile >= 0 && row < rows ? *reinterpret_cast<const uint4*>(features + int64_t(row) * kDim + 32 * j + 8 * t)
+                                      : make_uint4(0, 0, 0, 0);
+  };
+#pragma unroll
+  for (int h = 0; h < 2; ++h)
+#pragma unroll
+    for (int j = 0; j < kJ; ++j) fetch(own, h, j);
   place_prototypes<T>(args, s);
   wait_for_previous_kernel();
   class_vectors(args, w, s.geo, [](int i) { return i; });
@@ -252,21 +277,14 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   s.proto[threadIdx.x] = 0;
   place_row_scales(args, [&](int c) { return w.target_counts[c]; }, s.scales);
 
-  const T* features = static_cast<const T*>(args.features.data);
-  int rows = int(args.rows), tiles = (rows + kMmaRows - 1) / kMmaRows, warps = int(gridDim.x) * (kMmaThreads / 32);
-  for (int own = tiles - 1 - int(threadIdx.x / 32 * gridDim.x + blockIdx.x); own >= 0; own -= warps) {
+  for (; own >= 0; own -= warps) {
     int base = own * kMmaRows;
     int flags = 0;
     RowTerms<float> terms{};
-    uint4 x[2][kJ];
     int label[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       int row = base + g + 8 * h;
-#pragma unroll
-      for (int j = 0; j < kJ; ++j)
-        x[h][j] = row < rows ? *reinterpret_cast<const uint4*>(features + int64_t(row) * kDim + 32 * j + 8 * t)
-                             : make_uint4(0, 0, 0, 0);
       label[h] = args.labels && row < rows ? label_class(args.labels[row], args.classes, flags) : -1;
     }
     if (flags) atomicOr(w.flags, flags);
@@ -320,7 +338,13 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
       one_hot[h] = pack<T>(low ? 1.0f : 0.0f, high ? 1.0f : 0.0f);
     }
     s.proto[threadIdx.x] += terms.proto;
-    if (!args.grad_features.data) continue;
+    if (!args.grad_features.data) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h)
+#pragma unroll
+        for (int j = 0; j < kJ; ++j) fetch(own - warps, h, j);
+      continue;
+    }
     float proto_slope = s.scales.proto_grad;
 
 #pragma unroll
@@ -351,6 +375,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
         if (row < rows)
           *reinterpret_cast<uint4*>(static_cast<T*>(args.grad_features.data) + int64_t(row) * kDim + 32 * j + 8 * t) =
               make_uint4(out[h][0], out[h][1], out[h][2], out[h][3]);
+        fetch(own - warps, h, j);
       }
     }
   }
@@ -361,7 +386,7 @@ __global__ void __launch_bounds__(kMmaThreads, 1) rows_mma(const __grid_constant
   int flags = 0, order = (kMmaThreads / 32 - 1 - int(threadIdx.x / 32)) * int(gridDim.x) + int(blockIdx.x);
   if (args.logits.data)
     for (int64_t row = int64_t(order) * 32 + lane; row < rows; row += int64_t(warps) * 32)
-      logits_row<float>(args, row, s.scales, terms, flags);
+      logits_row<float, true>(args, row, s.scales, terms, flags);
   if (flags) atomicOr(w.flags, flags);
   finish_rows(args, w, s.geo, s.scales, terms, s.scratch);
 }
@@ -380,7 +405,7 @@ cudaError_t start(void (*kernel)(P...), const ObjectiveArgs& args, int threads, 
 cudaError_t launch_rows(const ObjectiveArgs& args, cudaStream_t stream) {
   switch (args.features.type) {
     case Type::kFloat16:
-      return start(rows_mma<__half>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
+      return start(rows_ffma<__half>, args, kFfmaThreads, sizeof(FfmaShared), kChunk, 2, stream);
     case Type::kBFloat16:
       return start(rows_mma<__nv_bfloat16>, args, kMmaThreads, sizeof(MmaShared), kMmaRows, 1, stream);
     default:

@@ -1,6 +1,6 @@
 // The whole objective, values and gradients, in one launch: a cluster of 16 (or 8) blocks holds the batch's normalised
-// rows and gradients in its shared memory, and exchanges the class sums through it. D=256, C<=8, K<=32, B <= 64 x
-// blocks.
+// rows and gradients in its shared memory, and exchanges the class sums through it. D=256, C<=8, K<=32, B <= 16 x
+// blocks: on an H100 three launches are faster from there on (bench/RESULTS.md).
 #include <atomic>
 
 #include "objective_ffma.cuh"
@@ -8,7 +8,8 @@
 namespace ngd_fast {
 namespace {
 
-constexpr int kMostCluster = 16, kMostRows = 64;  // rows of one block: 2 KB of shared memory each
+constexpr int kMostCluster = 16, kMostRows = 16;  // rows of one block: 2 KB of shared memory each
+static_assert(kMostCluster * kMostRows <= kFfmaThreads);  // a thread for each row of the batch
 
 struct alignas(16) SmallShared {  // 16: the rows that follow it are read as float4
   float partial[kClasses][kDim];  // class sums of this block's rows; the cluster reads them
@@ -29,15 +30,14 @@ __host__ __device__ inline int rows_per_block(int64_t rows, int cluster) { retur
 __host__ __device__ inline int padded(int rows) { return (rows + kChunk - 1) / kChunk * kChunk; }
 inline size_t small_shared(int rows) { return sizeof(SmallShared) + size_t(padded(rows)) * 2 * kDim * sizeof(float); }
 
-// How often each class occurs in the whole batch. Each block counts for itself: cheaper than an exchange.
-__device__ void count_classes(const int64_t* values, int64_t rows, int classes, int* counts) {
+// How often each class occurs in the whole batch, a row's class in each thread. Each block counts for itself: cheaper
+// than an exchange.
+__device__ void count_classes(int c, int* counts) {
   int lane = int(threadIdx.x % 32);
-  for (int64_t base = threadIdx.x - lane; base < rows; base += kFfmaThreads) {
-    int c = base + lane < rows ? class_of(values[base + lane], classes) : -1;
-    for (int i = 0; i < classes; ++i) {
-      int count = __popc(__ballot_sync(kAllLanes, c == i));
-      if (lane == i && count) atomicAdd(counts + i, count);
-    }
+#pragma unroll
+  for (int i = 0; i < kClasses; ++i) {
+    int count = __popc(__ballot_sync(kAllLanes, c == i));
+    if (lane == i && count) atomicAdd(counts + i, count);
   }
 }
 
@@ -53,25 +53,31 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
   float* f = reinterpret_cast<float*>(&s + 1);  // [share padded][256]
   float* gradient = f + padded(share) * kDim;
 
+  // All that is needed first, asked for at once.
+  int64_t target = kIgnoreIndex, label = kNoLabel;
+  if (args.target && thread < args.rows) target = args.target[thread];
+  if (args.labels && thread < args.rows) label = args.labels[thread];
+  Eight<T> raw{};
+  if (warp < rows) raw = Ffma<T>::load(args, first + warp);
   Ffma<T> ffma(args, s.chunk);
   if (thread < kClasses) s.label_count[thread] = s.target_count[thread] = 0;
   if (thread == 0) s.own_flags = 0;
   __syncthreads();
-  if (thread < rows) {
+  if (int own = thread - int(first); own >= 0 && own < rows) {
     int flags = 0;
-    s.label[thread] = args.labels ? label_class(args.labels[first + thread], args.classes, flags) : -1;
+    s.label[own] = label_class(label, args.classes, flags);
     if (flags) s.own_flags = flags;  // only ever kBadLabel
   }
-  __syncthreads();
-  if (args.target) count_classes(args.target, args.rows, args.classes, s.target_count);
-  if (args.labels) count_classes(args.labels, args.rows, args.classes, s.label_count);
+  if (args.target) count_classes(class_of(target, args.classes), s.target_count);
+  if (args.labels) count_classes(class_of(label, args.classes), s.label_count);
 
   RowTerms<float> terms{};
   float sums[kClasses] = {};
   for (int base = 0; base < rows; base += kChunk) {
     int count = rows - base < kChunk ? rows - base : kChunk;
     if (warp < count) {
-      float square, scale = Ffma<T>::normalize(args, first + base + warp, f + (base + warp) * kDim, &square);
+      float square, scale = Ffma<T>::normalize(raw, f + (base + warp) * kDim, &square);
+      if (base + kChunk + warp < rows) raw = Ffma<T>::load(args, first + base + kChunk + warp);
       if (lane == 0) {
         s.scale[base + warp] = scale;
         s.row_square[base + warp] = square;
@@ -98,7 +104,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
   place_row_scales(args, [&](int c) { return s.target_count[c]; }, s.scales);
   if (args.logits.data && thread < rows) {
     int flags = 0;
-    logits_row<float>(args, first + thread, s.scales, terms, flags);
+    logits_row<float, true>(args, first + thread, s.scales, terms, flags);
     if (flags) atomicOr(&s.own_flags, flags);
   }
   RowTerms<float> own = block_sum(terms, s.scratch);
@@ -110,8 +116,8 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
     int c = i / columns, slot = rank * columns + i % columns;
     float sum = 0, count = float(s.label_count[c]);
     if (args.class_sums.data) {
-      sum = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + slot_column(slot)) : 0.0f;
-      count = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
+      sum = c < args.classes ? given<float>(args.class_sums, c * (kDim + 2) + slot_column(slot)) : 0.0f;
+      count = c < args.classes ? given<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
     } else {
 #pragma unroll 8
       for (int other = 0; other < size; ++other) sum += *cluster_map(&s.partial[c][slot], unsigned(other));
@@ -124,8 +130,8 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
     int c = thread - (kFfmaThreads - kClasses);
     float square = 0, count = float(s.label_count[c]);
     if (args.class_sums.data) {
-      count = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
-      square = c < args.classes ? element<float>(args.class_sums, c * (kDim + 2) + kDim + 1) : 0.0f;
+      count = c < args.classes ? given<float>(args.class_sums, c * (kDim + 2) + kDim) : 0.0f;
+      square = c < args.classes ? given<float>(args.class_sums, c * (kDim + 2) + kDim + 1) : 0.0f;
     } else {
 #pragma unroll 8
       for (int other = 0; other < size; ++other) square += *cluster_map(&s.partial_square[c], unsigned(other));
@@ -142,9 +148,7 @@ __global__ void __launch_bounds__(kFfmaThreads, 1) small_objective(const __grid_
 
   if (args.labels && warp < args.classes) {
     float var, margin;
-    class_terms<float>(
-        args, warp, [&](int c, int d) { return s.mean[c][d]; }, [&](int c) { return s.rows[c]; },
-        [&](int c) { return s.square[c]; }, [&](int d) -> float& { return s.gradient[warp][d]; }, &var, &margin);
+    class_terms_256(args, warp, s.mean, s.rows, s.square, s.gradient[warp], &var, &margin);
     if (lane == 0) {
       s.geo[warp][0] = var;
       s.geo[warp][1] = margin;

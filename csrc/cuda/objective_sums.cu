@@ -31,18 +31,16 @@ __global__ void __launch_bounds__(256) prepare(const __grid_constant__ Objective
   int lane = int(threadIdx.x % 32);
   for (int64_t k = thread / 32; k < args.prototype_count; k += threads / 32) {
     A squares = 0;
-    with_type(args.prototypes, [&](auto* data) {
-      for (int d = lane; d < args.dim; d += 32) {
-        A p = widened<A>(data[k * args.dim + d]);
-        squares += p * p;
-      }
-    });
+    for (int d = lane; d < args.dim; d += 32) {
+      A p = given<A>(args.prototypes, k * args.dim + d);
+      squares += p * p;
+    }
     A scale = inverse_norm(warp_sum(squares));
     if (lane == 0) w.prototype_scale[k] = scale;
   }
 }
 
-// How often each class is a row's target; a warp takes 32 rows at a time.
+// How often each class is a row's target; a warp takes 32 rows at a time. Behind the wait for the kernel before.
 template <typename A>
 __device__ void count_targets(const ObjectiveArgs& args, const Workspace<A>& w) {
   int lane = int(threadIdx.x % 32), low = 0, high = 0;
@@ -56,7 +54,6 @@ __device__ void count_targets(const ObjectiveArgs& args, const Workspace<A>& w) 
       if (c == lane + 32) high += count;
     }
   }
-  wait_for_previous_kernel();
   if (lane < args.classes) add_count(w.target_counts + lane, low);
   if (lane + 32 < args.classes) add_count(w.target_counts + lane + 32, high);
 }
@@ -70,8 +67,6 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   let_next_kernel_start();
   Workspace<float> w = workspace<float>(args);
   int lane = int(threadIdx.x % 32), warp = int(threadIdx.x / 32);
-  if (args.target) count_targets(args, w);
-
   float acc[kClasses][8] = {};
   int count = 0;
   float squares = 0;
@@ -165,7 +160,9 @@ __global__ void __launch_bounds__(512, 1) class_sums_256(const __grid_constant__
   if (lane < args.classes && count) {
     add_count(w.sums + lane * (kDim + 2) + kDim, count);
     add_fixed(w.sums + lane * (kDim + 2) + kDim + 1, squares, bits, w.flags);
+    if (args.target == args.labels) add_count(w.target_counts + lane, count);  // the usual call: counted already
   }
+  if (args.target && args.target != args.labels) count_targets(args, w);
 }
 
 // Any shape: a block takes a tile of columns and a share of the rows, 32 at a time: first their norms, then a thread

@@ -4,67 +4,75 @@
 
 namespace ngd_fast {
 
+// The settings that rows read, in the arithmetic they are computed in: divisions of doubles take a float32 kernel half
+// of its time at small batches. kClassesKnown: C as the compiler knows it, or 0.
+template <typename A, int kClassesKnown = 0>
+struct RowSettings {
+  A kd_weight, kd_temperature, proto_weight, proto_temperature;
+  int kd_mode, classes;
+  bool kd_scale_by_t2;
+  __device__ explicit RowSettings(const ObjectiveArgs& s)
+      : kd_weight(A(s.kd_weight)), kd_temperature(A(s.kd_temperature)), proto_weight(A(s.proto_weight)),
+        proto_temperature(A(s.proto_temperature)), kd_mode(s.kd_mode), classes(kClassesKnown ? kClassesKnown : s.classes),
+        kd_scale_by_t2(s.kd_scale_by_t2) {}
+};
+
 // Means and slopes of this call, to shared memory, behind a barrier. `count(c)`: how many rows have target c. By one
-// thread: of the units that divide doubles, most GPUs have two where they have 128 for floats.
+// warp: loads of the counts and weights one after the other would wait for each.
 template <typename A, typename Count>
 __device__ void place_row_scales(const ObjectiveArgs& args, Count count, RowScales<A>& scales) {
-  if (threadIdx.x == 0) {
+  if (threadIdx.x < 32) {
     double divisor = double(args.rows);
     if (args.target) {
-      divisor = 0;
-      for (int c = 0; c < args.classes; ++c)
-        divisor += double(count(c)) * (args.class_weight.data ? element<double>(args.class_weight, c) : 1.0);
+      double mine = 0;
+      for (int c = int(threadIdx.x); c < args.classes; c += 32)
+        mine += double(count(c)) * (args.class_weight.data ? double(given<A>(args.class_weight, c)) : 1.0);
+      divisor = warp_sum(mine);
     }
-    scales = RowScales<A>::of(args, double(args.rows), divisor);
+    if (threadIdx.x == 0) scales = RowScales<A>::of(RowSettings<A>(args), A(args.rows), A(divisor));
   }
   __syncthreads();
 }
 
 // A row of eight numbers in registers, for loops that unroll; `absent` where the tensor is.
-template <typename A>
+template <typename A, bool kAligned>
 struct Row {
   A at[kClasses];
   __device__ __forceinline__ Row(const Tensor& t, int64_t row, A absent = A(0)) {
 #pragma unroll
     for (int c = 0; c < kClasses; ++c) at[c] = absent;
-    if (t.data) eight_elements(t, row * kClasses, at);
+    if (t.data) eight_elements<A, kAligned>(t, row * kClasses, at);
   }
   __device__ __forceinline__ A operator()(int c) const { return at[c]; }
 };
 
-// The settings that ngd_fast::logits_row reads, with C known to the compiler.
-struct EightClasses {
-  static constexpr int classes = kClasses;
-  double kd_temperature;
-  int kd_mode;
-};
-
 // Cross-entropy and KD of one row: adds to `terms`, writes the gradient, sets a flag for a target out of range.
-template <typename A>
+template <typename A, bool kAligned = false>
 __device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t row, const RowScales<A>& scales,
                                            RowTerms<A>& terms, int& flags) {
   int target = args.target ? target_class(args.target[row], args.classes, flags) : 0;
-  Smoothing<A> smoothing(args.label_smoothing, args.classes);
+  Smoothing<A> smoothing(A(args.label_smoothing), args.classes);
   bool has_kd = args.teacher_logits.data, want_grad = args.grad_logits.data;
   auto wanted = [&](A probability, A weight, int c) {
     return target < 0 ? A(0) : smoothing.wanted(args.target ? A(c == target) : probability, weight);
   };
   if (args.classes == kClasses) {
-    Row<A> z(args.logits, row), distribution(args.target_distribution, row), teacher(args.teacher_logits, row);
-    Row<A> weight(args.class_weight, 0, A(1));
-    EightClasses settings{args.kd_temperature, args.kd_mode};
-    A gradient[kClasses];
+    Row<A, kAligned> z(args.logits, row), distribution(args.target_distribution, row), teacher(args.teacher_logits, row);
+    A gradient[kClasses], weight_of[kClasses];
+#pragma unroll
+    for (int c = 0; c < kClasses; ++c) weight_of[c] = args.class_weight.data ? given<A>(args.class_weight, c) : A(1);
+    auto weight = [&](int c) { return weight_of[c]; };
     logits_row(
-        settings, scales, has_kd, want_grad, z, [&](int c) { return wanted(distribution(c), weight(c), c); }, teacher,
+        RowSettings<A, kClasses>(args), scales, has_kd, want_grad, z, [&](int c) { return wanted(distribution(c), weight(c), c); }, teacher,
         [&](int c, A slope) { gradient[c] = slope; }, terms);
-    if (want_grad) set_eight_elements(args.grad_logits, row * kClasses, gradient);
+    if (want_grad) set_eight_elements<A, kAligned>(args.grad_logits, row * kClasses, gradient);
   } else {
     int64_t first = row * args.classes;
-    auto or_else = [](const Tensor& t, int64_t i, A absent) { return t.data ? element<A>(t, i) : absent; };
     logits_row(
-        args, scales, has_kd, want_grad, [&](int c) { return element<A>(args.logits, first + c); },
+        RowSettings<A>(args), scales, has_kd, want_grad, [&](int c) { return element<A>(args.logits, first + c); },
         [&](int c) {
-          return wanted(or_else(args.target_distribution, first + c, A(0)), or_else(args.class_weight, c, A(1)), c);
+          return wanted(args.target_distribution.data ? element<A>(args.target_distribution, first + c) : A(0),
+                        args.class_weight.data ? given<A>(args.class_weight, c) : A(1), c);
         },
         [&](int c) { return element<A>(args.teacher_logits, first + c); },
         [&](int c, A slope) { set_element(args.grad_logits, first + c, slope); }, terms);
@@ -73,7 +81,7 @@ __device__ __forceinline__ void logits_row(const ObjectiveArgs& args, int64_t ro
 
 template <typename A>
 __device__ __forceinline__ A geo_weight(const ObjectiveArgs& args) {
-  return args.geo_weight.data ? element<A>(args.geo_weight, 0) : A(args.geo_weight_value);
+  return args.geo_weight.data ? given<A>(args.geo_weight, 0) : A(args.geo_weight_value);
 }
 
 // D-Geo of class c, by one warp: its variance term, its margin terms with all other classes, and the gradient vector G

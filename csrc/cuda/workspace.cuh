@@ -52,19 +52,21 @@ __host__ __device__ inline Workspace<A> workspace(const ObjectiveArgs& args, siz
   return w;
 }
 
-// Calls f with the data as a pointer to the type it has: one branch for whatever f reads.
-template <typename F>
+// Calls f with the data as a pointer to the type it has: one branch for whatever f reads. Float64 is computed in
+// float64.
+template <typename A, typename F>
 __device__ __forceinline__ void with_type(const Tensor& t, F f) {
-  switch (t.type) {
-    case Type::kFloat16:
-      return f(static_cast<__half*>(t.data));
-    case Type::kBFloat16:
-      return f(static_cast<__nv_bfloat16*>(t.data));
-    case Type::kFloat64:
-      return f(static_cast<double*>(t.data));
-    default:
-      return f(static_cast<float*>(t.data));
-  }
+  if (t.type == Type::kFloat16) return f(static_cast<__half*>(t.data));
+  if (t.type == Type::kBFloat16) return f(static_cast<__nv_bfloat16*>(t.data));
+  if constexpr (sizeof(A) == 8)
+    if (t.type == Type::kFloat64) return f(static_cast<double*>(t.data));
+  f(static_cast<float*>(t.data));
+}
+
+// Element i of what comes in the type that is computed in (objective_cuda.h): no branch, and a short kernel.
+template <typename A>
+__device__ __forceinline__ A given(const Tensor& t, int64_t i) {
+  return static_cast<const A*>(t.data)[i];
 }
 
 template <typename A, typename T>
@@ -75,20 +77,20 @@ __device__ __forceinline__ A widened(T v) {
 template <typename A>
 __device__ __forceinline__ A element(const Tensor& t, int64_t i) {
   A out;
-  with_type(t, [&](auto* data) { out = widened<A>(data[i]); });
+  with_type<A>(t, [&](auto* data) { out = widened<A>(data[i]); });
   return out;
 }
 
 template <typename A>
 __device__ __forceinline__ void set_element(const Tensor& t, int64_t i, A value) {
-  with_type(t, [&](auto* data) { narrow(data[i], value); });
+  with_type<A>(t, [&](auto* data) { narrow(data[i], value); });
 }
 
-// Elements i ... i + 7, by 16-byte accesses where they are aligned.
-template <typename A>
+// Elements i ... i + 7, by 16-byte accesses where they are aligned; `kAligned`: they are.
+template <typename A, bool kAligned>
 __device__ __forceinline__ void eight_elements(const Tensor& t, int64_t i, A (&out)[8]) {
-  with_type(t, [&](auto* data) {
-    if (is_aligned(data + i)) {
+  with_type<A>(t, [&](auto* data) {
+    if (kAligned || is_aligned(data + i)) {
       auto raw = load_eight(data + i);
 #pragma unroll
       for (int e = 0; e < 8; ++e) out[e] = widened<A>(raw.at[e]);
@@ -99,13 +101,13 @@ __device__ __forceinline__ void eight_elements(const Tensor& t, int64_t i, A (&o
   });
 }
 
-template <typename A>
+template <typename A, bool kAligned>
 __device__ __forceinline__ void set_eight_elements(const Tensor& t, int64_t i, const A (&values)[8]) {
-  with_type(t, [&](auto* data) {
+  with_type<A>(t, [&](auto* data) {
     Eight<std::remove_pointer_t<decltype(data)>> raw;
 #pragma unroll
     for (int e = 0; e < 8; ++e) narrow(raw.at[e], values[e]);
-    if (is_aligned(data + i)) {
+    if (kAligned || is_aligned(data + i)) {
       store_eight(data + i, raw);
     } else {
 #pragma unroll
@@ -130,9 +132,12 @@ inline int persistent_blocks(int64_t work, int per_multiprocessor) {
 int capability_major();
 
 inline bool fast_shape(const ObjectiveArgs& args) {
-  bool has = args.features.data != nullptr;
-  return has && args.features.type != Type::kFloat64 && args.dim == kDim && args.classes <= kClasses &&
-         args.prototype_count <= kPrototypes && is_aligned(args.features.data) && is_aligned(args.grad_features.data);
+  bool has = args.features.data != nullptr, aligned = true;
+  for (const Tensor* t : {&args.features, &args.grad_features, &args.logits, &args.grad_logits, &args.teacher_logits,
+                          &args.target_distribution, &args.prototypes, &args.class_weight})
+    aligned = aligned && is_aligned(t->data);
+  return has && aligned && args.features.type != Type::kFloat64 && args.dim == kDim && args.classes <= kClasses &&
+         args.prototype_count <= kPrototypes;
 }
 
 // Stages of the large and the general path.

@@ -54,7 +54,7 @@ def error(got, want):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-@pytest.mark.parametrize("rows", [1, 31, 128, 1024, 1025, 16_384, 262_144])  # 1,024: the last that one cluster takes
+@pytest.mark.parametrize("rows", [1, 31, 128, 256, 257, 1024, 16_384, 262_144])  # 256: the last that one cluster takes
 def test_values_and_gradients(rows, dtype):
     case = make(rows, dtype)
     got, want = run(case), truth(case)
