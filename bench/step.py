@@ -233,8 +233,8 @@ def _our_images(config, student, inputs: Inputs) -> Tensor:
 
 
 def _our_teacher(way: Way, config, inputs: Inputs):
-    from ngd_fast.student.kd_teacher import CachedTeacher, LiveTeacher, LogitsOnly, fold_batch_norms
-    from ngd_fast.student.networks import compile_network
+    from ngd_fast.student.fused_teacher import prepare_live_teacher
+    from ngd_fast.student.kd_teacher import CachedTeacher, LogitsOnly, fold_batch_norms
 
     if inputs.variant == "B3-cached":
         return CachedTeacher(inputs.cache, config.augment, config.seed)
@@ -243,9 +243,8 @@ def _our_teacher(way: Way, config, inputs: Inputs):
     network = LogitsOnly(inputs.network(inputs.teacher_arch)).eval().requires_grad_(False)
     fold_batch_norms(network)
     network = network.to(inputs.device, memory_format=torch.channels_last)
-    if way.compiled:
-        network = compile_network(network, deterministic=config.train.deterministic)
-    return LiveTeacher(network, autocast=plain.amp_dtype(inputs.device))
+    switches = {"compiled": way.compiled, "deterministic": config.train.deterministic}
+    return prepare_live_teacher(network, inputs.device, plain.amp_dtype(inputs.device), **switches)
 
 
 def _with_cudnn(call: _timing.Call, *, deterministic: bool) -> _timing.Call:

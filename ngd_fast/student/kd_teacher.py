@@ -33,9 +33,12 @@ class LogitsOnly(nn.Module):
         self.register_buffer("scale", scale, persistent=False)
         self.register_buffer("shift", shift, persistent=False)
 
+    def normalised(self, images: torch.Tensor) -> torch.Tensor:
+        """The same images, of the same dtype, by the mean and std that the network learned with."""
+        return images if self.scale is None else (images * self.scale + self.shift).to(images.dtype)
+
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        if self.scale is not None:
-            images = (images * self.scale + self.shift).to(images.dtype)
+        images = self.normalised(images)
         if images.shape[1] == 1 and not isinstance(getattr(self.network, "backbone", None), ResNet):
             images = images.expand(-1, 3, -1, -1)
         out = self.network(images)

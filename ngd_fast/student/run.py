@@ -24,15 +24,10 @@ from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
 from ngd_fast.student.distributed import Ranks, join_ranks
+from ngd_fast.student.fused_teacher import prepare_live_teacher
 from ngd_fast.student.inputs import Inputs, load_inputs
-from ngd_fast.student.kd_teacher import (
-    CachedTeacher,
-    LiveTeacher,
-    Teacher,
-    cached_logits,
-    load_kd_teacher,
-)
-from ngd_fast.student.networks import build_student, compile_network
+from ngd_fast.student.kd_teacher import CachedTeacher, Teacher, cached_logits, load_kd_teacher
+from ngd_fast.student.networks import build_student
 from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
 from ngd_fast.student.session import CONFIG_NAME, METRICS_NAME, Session, is_finished
@@ -274,9 +269,8 @@ def _make_teacher(
     autocast = AUTOCAST[config.train.precision]
     if not kd.cached:
         _require_sizes(config, f"teacher {kd.teacher}", network, feed.channels, device)
-        if _on("compile", config, device):
-            network = compile_network(network, deterministic=config.train.deterministic)
-        return LiveTeacher(network, autocast=autocast)
+        switches = {"compiled": _on("compile", config, device), "deterministic": config.train.deterministic}
+        return prepare_live_teacher(network, device, autocast, **switches)
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
         cache,
