@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from stem_cases import error, exact, faces, layers
+from stem_cases import error, exact, faces, layers, too_close_to_call
 
 from ngd_fast.student import stem
 
@@ -40,6 +40,11 @@ def run_stem(function, conv, norm, images, grad_out):
 def test_values_and_gradients(dtype, count, size, channels, training):
     conv, norm, images, grad_out = make(dtype, count, size, channels)
     norm.train(training)
+    # One window of a million whose gradient goes to another pixel costs the kernel's some 2^-12: a few, and the test
+    # would see the choice among values that are equal in float32, not what becomes of the gradient.
+    unsure = too_close_to_call(images, conv, norm)
+    assert unsure.double().mean() < 0.01
+    grad_out = grad_out.masked_fill(unsure, 0)
     want, want_grads, moved = exact(images, conv, norm, grad_out)
     out, *grads = run_stem(stem.grey_stem, conv, norm, images, grad_out)
     step = 2**-8 if dtype == torch.bfloat16 else 2**-11
