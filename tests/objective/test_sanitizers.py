@@ -9,6 +9,10 @@ import pytest
 
 FLAGS = ["-std=c++17", "-O1", "-g1", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 CASES = "400"
+# GCC bug 110027: the fake stack of this check, which is on by default since GCC 13, misaligns variables of 64 bytes
+# where the compiler guards the stack, as Ubuntu's does unasked. Aligned AVX-512 accesses of correct code then end in a
+# SEGV. What is given up: to find a variable that is used after its function has returned.
+OPTIONS = "detect_stack_use_after_return=0"
 
 pytestmark = pytest.mark.slow
 
@@ -41,7 +45,9 @@ def program(repository, tmp_path_factory):
 
 @pytest.mark.parametrize("instructions", ["baseline", "avx2", "avx512"])
 def test_no_access_out_of_bounds_and_nothing_undefined(program, instructions):
-    done = subprocess.run([program, instructions, CASES], capture_output=True, text=True)
+    given = os.environ.get("ASAN_OPTIONS")
+    environment = {**os.environ, "ASAN_OPTIONS": f"{given}:{OPTIONS}" if given else OPTIONS}
+    done = subprocess.run([program, instructions, CASES], capture_output=True, text=True, env=environment)
     if "this machine has" in done.stderr:
         pytest.skip(f"this machine has no {instructions}")
     assert done.returncode == 0, (done.stdout + done.stderr)[-3000:]
