@@ -24,7 +24,7 @@ from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
 from ngd_fast.student.distributed import Ranks, join_ranks
-from ngd_fast.student.fused_teacher import prepare_live_teacher
+from ngd_fast.student.fused_teacher import FusedTeacher, prepare_live_teacher
 from ngd_fast.student.inputs import Inputs, load_inputs
 from ngd_fast.student.kd_teacher import CachedTeacher, Teacher, cached_logits, load_kd_teacher
 from ngd_fast.student.networks import build_student
@@ -270,7 +270,11 @@ def _make_teacher(
     if not kd.cached:
         _require_sizes(config, f"teacher {kd.teacher}", network, feed.channels, device)
         switches = {"compiled": _on("compile", config, device), "deterministic": config.train.deterministic}
-        return prepare_live_teacher(network, device, autocast, **switches)
+        live = prepare_live_teacher(network, device, autocast, **switches)
+        if ranks.is_main and device.type == "cuda":
+            fused = isinstance(live.module, FusedTeacher)
+            say("teacher: cuDNN's epilogues" if fused else "teacher: layer by layer")
+        return live
     options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
     compute = lambda: cached_logits(  # noqa: E731
         cache,

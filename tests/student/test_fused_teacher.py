@@ -54,7 +54,7 @@ def epilogues_by_layers(monkeypatch):
 def test_fused_computes_the_same(epilogues_by_layers, arch, expected, channels):
     scale, shift = torch.tensor(0.8).view(1, 1, 1, 1), torch.tensor(-0.1).view(1, 1, 1, 1)
     teacher = make(arch, scale=scale, shift=shift)
-    fused = FusedTeacher(teacher, torch.float32, **PLAIN)
+    fused = FusedTeacher(teacher, torch.float32, compiled=False, deterministic=False)
     images = torch.randn(2, channels, 48, 48)
     logits = fused(images)
     assert logits.dtype == torch.float32
@@ -83,16 +83,31 @@ def test_when_it_runs(device, dtype, teacher, why):
 def test_one_switch_chooses(monkeypatch):
     teacher = make("resnet18-w8")
     prepare = lambda: prepare_live_teacher(teacher, CPU, torch.bfloat16, **PLAIN).module  # noqa: E731
-    monkeypatch.setenv("NGD_FAST_TEACHER", "fused")
+    monkeypatch.delenv("NGD_FAST_TEACHER", raising=False)
     assert prepare() is teacher  # a CPU has no cuDNN
     monkeypatch.setattr(fused_teacher, "why_not", lambda *_: "")
     assert isinstance(prepare(), FusedTeacher)
-    for default in (lambda: monkeypatch.setenv("NGD_FAST_TEACHER", "compiled"), monkeypatch.undo):
-        default()
-        assert prepare() is teacher
+    monkeypatch.setenv("NGD_FAST_TEACHER", "compiled")
+    assert prepare() is teacher
     monkeypatch.setenv("NGD_FAST_TEACHER", "fast")
     with pytest.raises(UserError, match="fused or compiled"):
         prepare()
+
+
+@torch.no_grad()
+def test_bits_that_differ_from_call_to_call_are_noticed(epilogues_by_layers, monkeypatch):
+    teacher, images = make("resnet18-w8"), torch.randn(2, 1, 48, 48)
+    fused = FusedTeacher(teacher, torch.float32, **PLAIN)
+    wanted = fused(images)
+    assert fused.blocks[0].epilogues  # twice the same bits
+    steady = fused_teacher._conv_relu
+    monkeypatch.setattr(fused_teacher, "_conv_relu", lambda x, conv: steady(x, conv) + 1e-3 * torch.rand(()))
+    fused(images)  # a size that is settled is not looked at again
+    with pytest.warns(UserWarning, match="other bits"):
+        fused(images[:1])
+    calls = dict(epilogues_by_layers)
+    torch.testing.assert_close(fused(images), wanted)
+    assert epilogues_by_layers == calls
 
 
 @pytest.mark.gpu
