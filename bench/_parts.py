@@ -130,6 +130,7 @@ def _step(variant: str, tiny: bool) -> Iterator[Job]:
     yield longest("ngd_fast graph")
     yield job("ngd_fast graph, kernels timed")
     if variant == "B3":
+        yield job("ngd_fast graph", NGD_FAST_TEACHER="compiled")
         yield from (job("ngd_fast graph", "B3-no-kd"), job("ngd_fast graph", "B3-cached"))
         yield job("PyTorch graph", "B3-cached")
     yield job("ngd_fast graph, stem by layers")

@@ -138,7 +138,7 @@ def test_each_backend_is_a_part_and_the_sanitizer_is_asked_for(check):
         "tests/objective/test_fused.py triton": ["-m", "gpu", "-k", "triton and not sanitizer"],
         "tests/objective/test_fused.py not triton": ["-m", "gpu", "-k", "not triton and not sanitizer"],
         "tests/cuda/test_one.py": ["-m", "gpu", "-k", "not sanitizer"],
-        "parity of the C++ objective": ["-m", "not gpu"],
+        "parity of the C++ objective": ["-m", "not gpu", "-k", "not sanitizer"],
     }
     check.options.sanitize = True
     assert check.test_parts()["tests/cuda/test_one.py"] == ["tests/cuda/test_one.py", "-m", "gpu"]
