@@ -52,9 +52,17 @@ def check(emulator, case, options=None, machine=None, tolerance=1e-5):
 
 
 @pytest.mark.parametrize("machine", [SMALL, {**SMALL, "max_cluster": 8}, LARGE], ids=["cluster16", "cluster8", "large"])
-@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 37, 128, 300])  # around a chunk of 8, 16 blocks, two chunks a block
+@pytest.mark.parametrize("rows", [1, 2, 7, 8, 9, 37, 128, 200, 256, 300])  # a chunk of 8, 16 blocks, two chunks a block
 def test_float32(emulator, machine, rows):
     check(emulator, make(rows), machine=machine)
+
+
+@pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
+def test_targets_that_are_the_labels(emulator, machine):
+    """The usual call, in which they are one tensor, and are counted once."""
+    case = make(45, seed=6)
+    case["target"][::7] = -100
+    check(emulator, {**case, "labels": case["target"]}, machine=machine)
 
 
 @pytest.mark.parametrize("machine", [SMALL, LARGE], ids=["small", "large"])
