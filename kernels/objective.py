@@ -1,4 +1,4 @@
-"""The whole objective in Triton: values and all gradients in three launches, or in one for small batches.
+"""The whole objective in Triton: values and all gradients in three launches.
 
 1. ``sums_kernel``: every program reads its share of the features once and leaves partial class sums; further programs
    normalise the prototypes. Cross entropy's divisor, the sum of the targets' weights, comes from here too.
@@ -7,15 +7,14 @@
 3. ``rows_kernel``: reads the features again and writes their gradient, once; the program that ends last adds the
    losses.
 
-Up to SMALL_BATCH rows ``objective_kernel`` does the three stages in one program, one launch. Triton 3.4 or newer; with
-TRITON_INTERPRET=1 set before Triton is imported everything runs on CPU tensors. Bit-identical from run to run on one
-device.
+Triton 3.4 or newer; with TRITON_INTERPRET=1 set before Triton is imported everything runs on CPU tensors. Bit-identical
+from run to run on one device.
 
 Where it loses to the CUDA backend, and why:
 
 - A program is one thread block, and Triton has no access to another block's shared memory: a small batch cannot be
-  spread over a cluster. At B=128 one multiprocessor reads and writes everything, and its share of the cache's bandwidth
-  sets the time. Between SMALL_BATCH and a few thousand rows, three dependent launches do what a cluster does in one.
+  spread over a cluster, and three dependent launches do what a cluster does in one. (One launch of one program took
+  142 us at B=128 on an H100 where three took 34 at B=1,024; it is gone.)
 - The launcher is Python, tens of microseconds of the host a launch. Inside a CUDA graph they vanish.
 - The compiler places operands. Whole rows with their gradients do not fit the registers it uses, so the row stage goes
   over a row in steps of 32 columns and reads it twice, the second time from the first-level cache; prototypes come from
@@ -29,79 +28,14 @@ import functools
 import torch
 import triton
 import triton.language as tl
-from ngd_fast.kernels.objective_rows import rows_kernel, store_terms, sum_tiles
-from ngd_fast.kernels.objective_sums import (
-    class_stage,
-    classes_kernel,
-    normalise_prototypes,
-    store_sums,
-    sum_rows,
-    sums_kernel,
-    workspace,
-    workspace_size,
-)
+from ngd_fast.kernels.objective_rows import rows_kernel
+from ngd_fast.kernels.objective_sums import classes_kernel, sums_kernel, workspace_size
 
-SMALL_BATCH = 256
 _TRITON_TYPES = {torch.float32: tl.float32, torch.bfloat16: tl.bfloat16, torch.float16: tl.float16}
 DTYPES = tuple(_TRITON_TYPES)
 # Partial class sums are the largest part of the workspace, which must stay under 1 MB.
 _PARTIAL_BYTES = 896 * 1024
 _COLUMNS = 64
-
-
-@triton.jit(do_not_specialize=["B"])
-def objective_kernel(
-    x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-    weight_ptr, prototype_ptr, prototype_stride, prior_ptr, prior_stride, geo_weight_ptr, ws_ptr, sums_ptr, terms_ptr,
-    grad_x_ptr, grad_z_ptr, B, settings, geo_weight_value, geo_grad_scale,
-    C: tl.constexpr, D: tl.constexpr, K: tl.constexpr, BLOCK_C: tl.constexpr, DOT_C: tl.constexpr,
-    BLOCK_K: tl.constexpr, CLASSES: tl.constexpr, SUMS_D: tl.constexpr, ROWS_D: tl.constexpr, BLOCK_B: tl.constexpr,
-    HALF: tl.constexpr, HIGH_VALENCE: tl.constexpr, HAS_CE: tl.constexpr, SOFT_TARGET: tl.constexpr,
-    HAS_WEIGHT: tl.constexpr, HAS_KD: tl.constexpr, KD_MODE: tl.constexpr, T_SQUARED: tl.constexpr,
-    HAS_PROTO: tl.constexpr, PRIOR_ROWS: tl.constexpr, HAS_GEO: tl.constexpr, HAS_SUMS: tl.constexpr,
-    HAS_GEO_WEIGHT: tl.constexpr, WANT_X: tl.constexpr, WANT_Z: tl.constexpr, PROGRAMS: tl.constexpr,
-):  # fmt: skip
-    """All stages in one program, for batches so small that launches would cost more than they save."""
-    _, geo_ptr, scale_ptr, _, _, own_sums_ptr, direction_ptr, bank_ptr, _ = workspace(
-        ws_ptr, C, D, K, PROGRAMS, x_ptr.dtype.element_ty
-    )
-    if HAS_PROTO:
-        for k0 in range(0, K, 16):
-            normalise_prototypes(prototype_ptr, prototype_stride, bank_ptr, k0, K, D, SUMS_D, 16, HALF)
-    normaliser = B * 1.0
-    if (HAS_CE and not SOFT_TARGET) or (HAS_GEO and not HAS_SUMS):
-        for d0 in range(0, D, SUMS_D):
-            sums, n, q, weight_sum = sum_rows(
-                x_ptr, x_stride, label_ptr, target_ptr, weight_ptr, B, 0, 1, d0,
-                C, D, DOT_C, SUMS_D, BLOCK_B, HALF, HAS_GEO and not HAS_SUMS, HAS_CE and not SOFT_TARGET, HAS_WEIGHT, 1,
-            )  # fmt: skip
-            if HAS_GEO and not HAS_SUMS:
-                store_sums(own_sums_ptr, sums, n, q, d0, C, D, DOT_C, SUMS_D)
-            if HAS_CE and not SOFT_TARGET:
-                normaliser = weight_sum
-    if HAS_GEO:
-        geo_weight = geo_weight_value
-        if HAS_GEO_WEIGHT:
-            geo_weight = tl.load(geo_weight_ptr).to(tl.float32)
-        if not HAS_SUMS:
-            sums_ptr = own_sums_ptr
-        tl.debug_barrier()
-        class_stage(
-            sums_ptr, geo_ptr, scale_ptr, direction_ptr, geo_weight * geo_grad_scale, settings,
-            C, D, BLOCK_C, CLASSES, SUMS_D, HIGH_VALENCE, HALF,
-        )  # fmt: skip
-    tl.debug_barrier()
-    ce, kd, proto, fault = sum_tiles(
-        x_ptr, x_stride, logit_ptr, logit_stride, target_ptr, target_stride, label_ptr, teacher_ptr, teacher_stride,
-        weight_ptr, bank_ptr, prior_ptr, prior_stride, scale_ptr, direction_ptr, grad_x_ptr, grad_z_ptr, B, 0, 1,
-        normaliser, settings,
-        C, D, K, BLOCK_C, DOT_C, BLOCK_K, ROWS_D, BLOCK_B, HALF, HAS_CE, SOFT_TARGET, HAS_WEIGHT, HAS_KD, KD_MODE,
-        T_SQUARED, HAS_PROTO, PRIOR_ROWS, HAS_GEO, WANT_X, WANT_Z, 1,
-    )  # fmt: skip
-    store_terms(
-        terms_ptr, geo_ptr, geo_weight_ptr, geo_weight_value, ce, kd, proto, fault, B, normaliser, settings,
-        HAS_CE, HAS_KD, T_SQUARED, HAS_PROTO, HAS_GEO, HAS_GEO_WEIGHT,
-    )  # fmt: skip
 
 
 @triton.jit
@@ -131,7 +65,7 @@ def plan(B: int, C: int, D: int, K: int, half: bool, multiprocessors: int) -> di
     # Small batches take small tiles, so that every multiprocessor has one; many prototypes leave room for no others.
     rows_b = 16 if 16 * multiprocessors >= B or K > 64 else 32
     sums_b = 16 if 16 * multiprocessors >= B else 64 if half and 64 * multiprocessors < B and C <= 16 else 32
-    rows_tiles = triton.cdiv(B, rows_b)
+    rows_tiles = max(1, triton.cdiv(B, rows_b))  # no rows have terms, too
     most_partials = max(8, min(_PARTIAL_BYTES // (4 * C * (D + 2)), multiprocessors))
     return {
         "block_c": block_c,
@@ -142,7 +76,7 @@ def plan(B: int, C: int, D: int, K: int, half: bool, multiprocessors: int) -> di
         "sums_b": sums_b,
         "rows_b": rows_b,
         "classes": max(1, min(block_c, 16384 // (block_c * block_d))),
-        "partials": min(most_partials, triton.cdiv(B, sums_b)),
+        "partials": min(most_partials, max(1, triton.cdiv(B, sums_b))),
         "rows_programs": min((3 if half else 2) * multiprocessors, rows_tiles),
         # Three blocks of halves then share a multiprocessor's registers; float32 needs more each.
         "rows_registers": 168 if half and rows_b == 32 and block_c <= 16 and K <= 32 else None,
@@ -227,30 +161,19 @@ def objective_fwd(
     p = plan(B, C, D, K, first.dtype != torch.float32, _multiprocessors(device))
     own_sums = has_geo and class_sums is None
     weigh = has_ce and not soft
-    one_program = B <= SMALL_BATCH
     new = functools.partial(torch.empty, device=device)
     terms = new(6, dtype=torch.float32)
     # No kernel reads features that only cross entropy and KD come with: their gradient is 0.
     new_x = new if has_proto or has_geo else functools.partial(torch.zeros, device=device)
     grad_x = new_x(features.shape, dtype=features.dtype) if want_x else new(0, dtype=first.dtype)
     grad_z = new(logits.shape, dtype=logits.dtype) if want_z else new(0, dtype=first.dtype)
-    partials = 0 if one_program or not own_sums else p["partials"]
+    partials = p["partials"] if own_sums else 0
     workspace_ = new(workspace_size(C, D, K, p["programs"], partials), dtype=torch.float32)
     inputs = (
         first, _row_stride(first), logits, _row_stride(logits), target,
         _row_stride(target), labels, teacher_logits, _row_stride(teacher_logits), class_weight,
     )  # fmt: skip
     with _on(device):
-        if one_program:
-            objective_kernel[(1,)](
-                *inputs, prototypes, _row_stride(prototypes), prior, _row_stride(prior), geo_weight, workspace_,
-                class_sums, terms, grad_x, grad_z, B, settings, geo_weight_value, geo_grad_scale,
-                C=C, D=D, K=K, BLOCK_C=p["block_c"], DOT_C=p["dot_c"], BLOCK_K=p["block_k"], CLASSES=p["classes"],
-                SUMS_D=p["sums_d"], ROWS_D=p["rows_d"], BLOCK_B=32 if B > 16 and K <= 64 else 16, **flags,
-                HAS_SUMS=class_sums is not None, HIGH_VALENCE=_high_valence_bits(high_valence), PROGRAMS=p["programs"],
-                num_warps=8,
-            )  # fmt: skip
-            return terms, grad_x, grad_z
         _launch_sums(
             p, first, labels, target, class_weight, prototypes, workspace_, C, D, K, own_sums, weigh, has_proto,
         )  # fmt: skip

@@ -22,7 +22,7 @@ from triton.backends.compiler import GPUTarget
 CAPABILITY = int(sys.argv[1])
 MULTIPROCESSORS = 132
 CUOBJDUMP = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-# Up to 256 rows one launch; above 64 rows a multiprocessor the tiles are the largest.
+# Above 64 rows a multiprocessor the tiles are the largest.
 SHAPES = [(128, torch.bfloat16), (128, torch.float32), (16_384, torch.bfloat16), (16_384, torch.float32)]
 
 

@@ -79,16 +79,13 @@ def _left_out_nan(tensors):
     tensors["labels"][5] = -1
 
 
-# name: arguments. Up to 256 rows one program does everything in tiles of 32 (16 up to 16 rows), above that three
-# launches.
+# name: arguments. Tiles are of 16 rows while every multiprocessor can have one, then of 32 or 64.
 CASES = {
     "one tile, partly filled": {},
     "one tile, full": dict(B=32),
     "a row beyond a tile": dict(B=33),
     "small tile": dict(B=7),
     "one row": dict(B=1),
-    "last batch of one program": dict(B=256),
-    "first batch of three launches": dict(B=257),
     "several tiles a program": dict(B=300),
     "kl": dict(kd_mode="kl", B=40),
     "logitstd": dict(kd_mode="logitstd", kd_temperature=2.0, B=40),
@@ -102,12 +99,10 @@ CASES = {
     "Proto-KD alone": dict(without=("logits", "target", "teacher_logits", "class_weight", "labels")),
     "D-Geo alone": dict(without=("logits", "target", "teacher_logits", "class_weight", "prototypes", "prior"), B=280),
     "features without a use": dict(without=("prototypes", "prior", "labels")),
-    "features without a use, three launches": dict(without=("prototypes", "prior", "labels"), B=280),
     "logits alone": dict(without=("features", "prototypes", "prior", "labels"), B=280),
     "odd sizes": dict(B=290, C=5, D=100, K=7),
     "smallest sizes": dict(B=5, C=3, D=3, K=2),
     "large sizes, several column steps": dict(B=35, C=40, D=600, K=100),
-    "large sizes, three launches": dict(B=260, C=40, D=600, K=100),
     "class 63 has the variance term": dict(B=300, C=64, D=64, K=3, high_valence=[1, 63]),
     "all rows of one class": dict(edit=_set("labels", slice(None), 1)),
     "a class of one row": dict(edit=_one_row_class, margin=2.0),
@@ -122,9 +117,9 @@ CASES = {
     "prior with zeros": dict(edit=_set("prior", slice(0, 3), 0.0)),
     "low temperature": dict(proto_temperature=0.01),
     "bfloat16": dict(dtype=torch.bfloat16),
-    "bfloat16, three launches": dict(dtype=torch.bfloat16, B=310),
+    "bfloat16, several tiles": dict(dtype=torch.bfloat16, B=310),
     "float16": dict(dtype=torch.float16),
-    "float16, three launches": dict(dtype=torch.float16, B=310, kd_mode="kl"),
+    "float16, several tiles": dict(dtype=torch.float16, B=310, kd_mode="kl"),
 }
 # These make the total NaN.
 NAN_CASES = {

@@ -27,7 +27,6 @@ def test_compiles_without_spills(capability):
     assert done.returncode == 0, done.stderr[-2000:]
     report = json.loads(done.stdout)
     assert {entry["kernel"] for entry in report} == {
-        "objective_kernel",
         "sums_kernel",
         "classes_kernel",
         "rows_kernel",
