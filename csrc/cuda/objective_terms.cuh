@@ -4,8 +4,8 @@
 
 namespace ngd_fast {
 
-// The settings that rows read, in the arithmetic they are computed in: divisions of doubles take a float32 kernel half
-// of its time at small batches. kClassesKnown: C as the compiler knows it, or 0.
+// The settings that rows read, in the arithmetic they are computed in: a double divided in every row makes a small
+// batch wait. kClassesKnown: C as the compiler knows it, or 0.
 template <typename A, int kClassesKnown = 0>
 struct RowSettings {
   A kd_weight, kd_temperature, proto_weight, proto_temperature;
