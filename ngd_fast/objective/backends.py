@@ -55,7 +55,7 @@ def _load(module: str, *operators: str) -> str:
         return f"{module} does not load: {error}"
     except RuntimeError:  # an operator of another signature
         return f"{module} {_OLDER}"
-    ours = [list(settings.NAMES), list(settings.KD_MODES)]
+    ours = [list(settings.NAMES), list(settings.FUSED_KD_MODES)]
     theirs = [getattr(extension, name, "").split() for name in ("SETTINGS", "KD_MODES")]
     if ours != theirs or not all(hasattr(torch.ops.ngd_fast, name) for name in operators):
         return f"{module} {_OLDER}"

@@ -8,6 +8,7 @@ from torch._C import _functorch
 from torch.autograd import forward_ad
 
 from ngd_fast.objective import backends
+from ngd_fast.objective.settings import FUSED_KD_MODES
 
 #: What the CUDA and Triton kernels are compiled for; the C++ backend has no such limits.
 MAX_DIM, MAX_CLASSES, MAX_PROTOTYPES = 2048, 64, 256
@@ -40,8 +41,8 @@ def _why_not(name: str) -> str:
     return backends.why_not(name)
 
 
-def _unfit(name: str, inputs: Inputs, num_classes: int) -> str:
-    """Why a backend cannot take these tensors; empty where it can."""
+def _unfit(name: str, inputs: Inputs, num_classes: int, kd_mode: str) -> str:
+    """Why a fused backend cannot take these tensors, or not in this mode of KD; empty where it can."""
     device = first(inputs).device.type
     if name == "cpu" and device != "cpu":
         return f"takes CPU tensors, got {device}"
@@ -60,6 +61,8 @@ def _unfit(name: str, inputs: Inputs, num_classes: int) -> str:
         ):
             if size > limit:
                 return f"{what} = {size} is above its limit of {limit}"
+    if kd_mode not in FUSED_KD_MODES and inputs.teacher_logits is not None:
+        return f"has no kd_mode {kd_mode!r}; the reference has"
     if forward_ad._current_level >= 0:
         return "has no forward-mode derivative (take backend='reference')"
     if not torch.compiler.is_compiling():  # Dynamo does not know the question
@@ -73,22 +76,27 @@ def _unfit(name: str, inputs: Inputs, num_classes: int) -> str:
     return ""
 
 
-def choose(backend: str | None, inputs: Inputs, num_classes: int) -> str:
-    """The backend of a call: the one named, or else the fastest that is there and takes these tensors.
+def why_not(name: str, inputs: Inputs, num_classes: int, kd_mode: str) -> str:
+    """Why a call cannot take fused backend ``name``, in one line; empty where it can."""
+    return _why_not(name) or _unfit(name, inputs, num_classes, kd_mode)
+
+
+def choose(backend: str | None, inputs: Inputs, num_classes: int, kd_mode: str = "mse") -> str:
+    """The backend of a call: the one named, or else the fastest that is there, takes these tensors and has that mode.
 
     Raises ValueError for an unknown name, RuntimeError for a named backend that is not there or does not fit.
     """
     if backend is None:
         device = first(inputs).device.type
         for name in ("cpu",) if device == "cpu" else ("cuda", "triton") if device == "cuda" else ():
-            if not _why_not(name) and not _unfit(name, inputs, num_classes):
+            if not why_not(name, inputs, num_classes, kd_mode):
                 return name
         return "reference"
     reason = _why_not(backend)
     if reason:
         raise RuntimeError(f"backend {backend!r} is not available: {reason}")
     if backend != "reference":
-        reason = _unfit(backend, inputs, num_classes)
+        reason = _unfit(backend, inputs, num_classes, kd_mode)
         if reason:
             raise RuntimeError(f"backend {backend!r} cannot do this: {reason}")
     return backend

@@ -44,6 +44,8 @@ def ngd_objective(
     kd_temperature: float = 5.0,
     kd_mode: str = "mse",
     kd_scale_by_t2: bool = False,
+    kd_alpha: float = 1.0,
+    kd_beta: float = 8.0,
     proto_weight: float = 0.12,
     proto_temperature: float = 0.90,
     geo_weight: float | Tensor | None = 0.012,
@@ -76,7 +78,15 @@ def ngd_objective(
             classes of ((z - z_teacher)/T)^2, "kl" the mean over rows of KL(softmax(z_teacher/T) || softmax(z/T)),
             "logitstd" the same of logits brought to mean 0 and variance 1 over their row (arXiv 2403.01427; its code
             divides by the sample's standard deviation, as here T times sqrt(C/(C - 1)) does). The factor T^2 is a
-            switch, off as in Algorithm 2.
+            switch, off as in Algorithm 2. Two more modes only the reference computes:
+            "dkd" (arXiv 2203.08679) is the mean of kd_alpha TCKD + kd_beta NCKD over the rows that have a target: TCKD
+            the KL of [p_t, 1 - p_t], teacher to student, NCKD that of the softmaxes over the other classes; t is the
+            target, or the first largest entry of a distribution.
+            "dist" (arXiv 2205.10536) is (1 - the mean over rows of Pearson's correlation between the two softmaxes) +
+            (1 - that over classes, along this process' batch); a row or column that is constant correlates with 0 and
+            has gradient 0 (``reference.PEARSON_EPS``).
+        kd_alpha, kd_beta: weights of "dkd". 1 and 8 are what its authors take on CIFAR-100 for a ResNet32x4, with T = 4
+            and T^2; on ImageNet they take 1 and 0.5 at T = 1: the surer the teacher, the smaller kd_beta.
         proto_weight, proto_temperature: mean over rows of KL(prior || softmax(cos(f, p_k)/temperature)).
         geo_weight: a number, or a 0-dim tensor on the features' device, so that a captured graph follows the ramp. None
             switches D-Geo off.
@@ -87,7 +97,7 @@ def ngd_objective(
             global batch, and its gradient is multiplied by the world size, so that DDP's averaging gives the global
             gradient.
         backend: see the module. With None, what no fused backend does (a gradient by anything but features and logits,
-            forward mode, torch.func.grad, a shape beyond its limits) goes to the reference.
+            forward mode, torch.func.grad, a shape beyond its limits, "dkd", "dist") goes to the reference.
 
     dtypes: float32, bfloat16, float16 or float64, each tensor its own; computed in float32, or in float64 where
     features or logits are. Autocast changes nothing. Inputs are never written. Gradients have the dtype of their
@@ -116,6 +126,8 @@ def ngd_objective(
         var_weight,
         margin_weight,
         high_valence,
+        kd_alpha,
+        kd_beta,
     )
     return objective(
         settings,
@@ -258,7 +270,7 @@ def _check_geo(labels, rows, device, num_classes, settings) -> None:
 def _run(settings: Settings, inputs: choice.Inputs, num_classes: int, group, backend) -> ObjectiveOutput:
     """Checked arguments to the backend that is to compute them."""
     group = ops.resolve_group(group)
-    name = choice.choose(backend, inputs, num_classes)
+    name = choice.choose(backend, inputs, num_classes, settings.kd_mode)
     reads_values = checks.DEBUG or (name == "reference" and choice.first(inputs).device.type == "cpu")
     if reads_values and not torch.compiler.is_compiling():
         checks.index_values(inputs.target, inputs.labels, num_classes)

@@ -42,6 +42,8 @@ class NGDObjective(nn.Module):
         kd_temperature: float = 5.0,
         kd_mode: str = "mse",
         kd_scale_by_t2: bool = False,
+        kd_alpha: float = 1.0,
+        kd_beta: float = 8.0,
         proto_weight: float = 0.12,
         proto_temperature: float = 0.90,
         geo_weight: float | None = 0.012,
@@ -77,6 +79,8 @@ class NGDObjective(nn.Module):
             var_weight,
             margin_weight,
             high_valence,
+            kd_alpha,
+            kd_beta,
         )
         self.geo_weight = geo_weight
         self.group = group

@@ -12,7 +12,7 @@ from torch.autograd import forward_ad
 
 from ngd_fast.objective import backends, checks, fakes
 from ngd_fast.objective.choice import Inputs, first
-from ngd_fast.objective.settings import Settings
+from ngd_fast.objective.settings import FUSED_KD_MODES, Settings
 
 if not backends.why_not("cpu"):
     from ngd_fast import _C
@@ -68,7 +68,7 @@ def eager(
         device = logits.device.type
         if device not in ("cpu", "cuda") or backend not in (None, device) or backends.why_not(device):
             return None
-        if forward_ad._current_level >= 0:
+        if forward_ad._current_level >= 0 or (teacher_logits is not None and settings.kd_mode not in FUSED_KD_MODES):
             return None
         number = 0.0
         if geo_weight.__class__ is float:

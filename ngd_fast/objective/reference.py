@@ -19,6 +19,10 @@ from ngd_fast.objective.settings import Settings
 #: Added to the variance of a row's logits for ``logitstd``, as layer normalisation does: a flat row stays flat, and
 #: the gradient at a head that begins at zero stays below 320 times that of ``kl``.
 STD_EPS = 1e-5
+#: For ``dist``: a row or column of probabilities whose standard deviation is not above this over T counts as constant
+#: (from T = 10 on 1e-6, below which float32 has only rounding): correlation 0, gradient 0. The spread of logits that
+#: corresponds is the same at every T, and bounds the gradient.
+PEARSON_EPS = 1e-5
 #: A row whose norm is not above this counts as zero: it has f = 0 and gradient 0 (F.normalize's gradient there is
 #: 1e12 times the upstream one, which no optimiser survives). Norms must stay below 1e19, whose square is float32's end.
 NORM_EPS = 1e-12
@@ -79,24 +83,77 @@ def cross_entropy(
     return loss + _nan_where_any(bad, loss.dtype)
 
 
+def _kl(log_teacher: Tensor, log_p: Tensor) -> Tensor:
+    """p_teacher (log p_teacher - log p), elementwise; 0 where p_teacher is."""
+    p_teacher = log_teacher.exp()
+    return torch.where(p_teacher == 0, 0.0, p_teacher * (log_teacher - log_p))
+
+
+def _dkd(z: Tensor, teacher: Tensor, target: Tensor, alpha: float, beta: float) -> Tensor:
+    """``kd``'s mode dkd of logits that are divided by T already.
+
+    1 - p is summed from the other classes' logarithms, so that it is exact where p rounds to 1. A target outside
+    [0, C) has no term (CE reports it), nor has a distribution of zeros.
+    """
+    soft = target.is_floating_point()
+    counts = target.amax(1) > 0 if soft else (target >= 0) & (target < z.shape[1])
+    index = (target.argmax(1) if soft else target).unsqueeze(1)
+    is_target = index == torch.arange(z.shape[1], device=z.device)
+    nothing = torch.finfo(z.dtype).min  # finite, unlike -inf, where there is no other class
+
+    def split(z: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = F.log_softmax(z, dim=1)
+        of_target = torch.where(is_target, log_p, 0.0).sum(1)
+        of_others = torch.where(is_target, nothing, log_p).logsumexp(1)
+        return torch.stack([of_target, of_others], dim=1), F.log_softmax(torch.where(is_target, nothing, z), dim=1)
+
+    (binary, others), (teacher_binary, teacher_others) = split(z), split(teacher)
+    rows = alpha * _kl(teacher_binary, binary).sum(1) + beta * _kl(teacher_others, others).sum(1)
+    return torch.where(counts, rows, 0.0).sum() / counts.sum()
+
+
+def _correlation(p: Tensor, q: Tensor, dim: int, temperature: float) -> Tensor:
+    """Mean of Pearson's correlation along ``dim``; 0, with gradient 0, for what is constant (PEARSON_EPS)."""
+
+    def standardised(p: Tensor) -> Tensor:
+        centred = p - p.mean(dim, keepdim=True)
+        variance = centred.square().mean(dim, keepdim=True)
+        is_constant = variance <= (PEARSON_EPS / min(temperature, 10.0)) ** 2
+        return torch.where(is_constant, 0.0, centred * torch.where(is_constant, 1.0, variance).rsqrt())
+
+    return (standardised(p) * standardised(q)).mean()
+
+
 def kd(
-    logits: Tensor, teacher_logits: Tensor, temperature: float = 5.0, mode: str = "mse", scale_by_t2: bool = False
+    logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float = 5.0,
+    mode: str = "mse",
+    scale_by_t2: bool = False,
+    target: Tensor | None = None,
+    alpha: float = 1.0,
+    beta: float = 8.0,
 ) -> Tensor:
     """Logit distillation at a temperature T.
 
     ``mse``: mean over rows and classes of (z/T - z_teacher/T)^2. ``kl``: mean over rows of
     KL(softmax(z_teacher/T) || softmax(z/T)). ``logitstd``: the same of logits with mean 0 and variance 1 over a row's
-    classes (arXiv 2403.01427). ``scale_by_t2`` multiplies by T^2.
+    classes (arXiv 2403.01427). ``dkd`` and ``dist``: as in ``functional.ngd_objective``; ``target``, ``alpha`` and
+    ``beta`` are for ``dkd``. ``scale_by_t2`` multiplies by T^2.
     """
     if mode == "mse":
         loss = ((logits - teacher_logits) / temperature).square().mean()
+    elif mode == "dkd":
+        loss = _dkd(logits / temperature, teacher_logits / temperature, target, alpha, beta)
+    elif mode == "dist":
+        p, q = (F.softmax(z / temperature, dim=1) for z in (logits, teacher_logits))
+        loss = 2 - _correlation(p, q, 1, temperature) - _correlation(p, q, 0, temperature)
     else:
         if mode == "logitstd":
             logits, teacher_logits = (F.layer_norm(z, z.shape[1:], eps=STD_EPS) for z in (logits, teacher_logits))
         log_p = F.log_softmax(logits / temperature, dim=1)
         log_teacher = F.log_softmax(teacher_logits / temperature, dim=1)
-        p_teacher = log_teacher.exp()
-        loss = torch.where(p_teacher == 0, 0.0, p_teacher * (log_teacher - log_p)).sum() / logits.shape[0]
+        loss = _kl(log_teacher, log_p).sum() / logits.shape[0]
     return loss * temperature**2 if scale_by_t2 else loss
 
 
@@ -213,7 +270,8 @@ def objective(
         if logits is not None:
             total = ce = cross_entropy(logits, target, class_weight, s.label_smoothing)
             if teacher_logits is not None:
-                kd_term = kd(logits, teacher_logits, s.kd_temperature, s.kd_mode, s.kd_scale_by_t2)
+                options = (s.kd_temperature, s.kd_mode, s.kd_scale_by_t2, target, s.kd_alpha, s.kd_beta)
+                kd_term = kd(logits, teacher_logits, *options)
                 total = total + s.kd_weight * kd_term
         if prototypes is not None:
             proto = proto_kd(features, prototypes, prior, s.proto_temperature)

@@ -15,16 +15,18 @@ VAR_CAP = 0.2
 #: different classes have a mean cosine 0.125 below that of rows of one class: it acts on classes that CE leaves
 #: confused, and on no others.
 MARGIN = 0.5
-#: What ``kd_mode`` may be; the kernels take its place in this list.
-KD_MODES = ("mse", "kl", "logitstd")
+#: The values of ``kd_mode`` that fused backends have; the kernels take its place in this list.
+FUSED_KD_MODES = ("mse", "kl", "logitstd")
+#: What ``kd_mode`` may be; the others are computed by the reference alone.
+KD_MODES = (*FUSED_KD_MODES, "dkd", "dist")
 
 
 @dataclass(frozen=True)
 class Settings:
     """What ``functional.ngd_objective`` takes besides tensors and D-Geo's weight; documented there.
 
-    The numbers, their names and their order are those of NGD_SETTINGS in csrc/settings.h; ``backends`` compares the
-    two. Raises ValueError (range) or TypeError (type), with the name.
+    The numbers up to ``high_valence``, their names and their order are those of NGD_SETTINGS in csrc/settings.h;
+    ``backends`` compares the two. Raises ValueError (range) or TypeError (type), with the name.
     """
 
     label_smoothing: float = 0.055
@@ -39,6 +41,8 @@ class Settings:
     var_weight: float = 1.0
     margin_weight: float = 1.0
     high_valence: tuple[int, ...] = (1, 2)
+    kd_alpha: float = 1.0
+    kd_beta: float = 8.0
 
     def __post_init__(self):
         for name in _FLOATS:
@@ -59,12 +63,14 @@ class Settings:
     def pack(self) -> "Packed":
         """``packed``, made anew: torch.compile traces this."""
         values = [getattr(self, name) for name in NAMES]
-        values[NAMES.index("kd_mode")] = KD_MODES.index(self.kd_mode)
+        # A mode that the operators lack reaches them only without a teacher, where it does not matter.
+        fused = self.kd_mode in FUSED_KD_MODES
+        values[NAMES.index("kd_mode")] = FUSED_KD_MODES.index(self.kd_mode) if fused else 0
         return Packed(*[float(value) for value in values])
 
 
 #: Of the numbers that the operators take, in their order.
-NAMES = tuple(field.name for field in fields(Settings) if field.name != "high_valence")
+NAMES = tuple(field.name for field in fields(Settings) if field.name not in ("high_valence", "kd_alpha", "kd_beta"))
 #: The numbers as floats; its names go with it as far as Triton's kernels.
 Packed = namedtuple("Packed", NAMES)  # type: ignore[misc]  # wants the names as literals
 _FLOATS = tuple(field.name for field in fields(Settings) if field.type is float)

@@ -17,6 +17,7 @@ ce.class_weights                objective.ce.class_weights
 """
 
 from collections.abc import Sequence
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Annotated, Literal
@@ -28,7 +29,7 @@ from ngd_fast.errors import UserError
 from ngd_fast.evaluation.schema import MAX_RESAMPLES, Name
 from ngd_fast.faces.augment import AugmentConfig
 from ngd_fast.faces.classes import CLASS_NAMES
-from ngd_fast.objective.settings import KD_MODES, MARGIN, NAMES, VAR_CAP, Settings
+from ngd_fast.objective.settings import KD_MODES, MARGIN, VAR_CAP, Settings
 
 MAX_EMBEDDING = 65_536
 
@@ -86,6 +87,10 @@ class CEConfig(Config):
 class KDConfig(Config):
     weight: float = Field(0.0, ge=0)
     mode: Literal[KD_MODES] = "mse"
+    """What each is: ``functional.ngd_objective``. dkd and dist are computed by the objective's reference backend."""
+    alpha: float | None = Field(None, ge=0)
+    beta: float | None = Field(None, ge=0)
+    """Weights of dkd's two terms: of the target's probability (None: 1) and of the other classes' (None: 8)."""
     temperature: float = Field(5.0, gt=0)
     scale_by_t2: bool = False
     teacher: str | None = None
@@ -149,10 +154,11 @@ class ObjectiveConfig(Config):
 
     def settings(self) -> Settings:
         """As the objective takes them: each under its own name, or behind that of its section (``kd.weight``)."""
+        known = {field.name for field in fields(Settings)}
         given = {"high_valence": tuple(CLASS_NAMES.index(name) for name in self.geo.positive_classes)}
         for section, options in self:
             for name, value in options if isinstance(options, Config) else ():
-                given |= {key: value for key in (name, f"{section}_{name}") if key in NAMES}
+                given |= {key: value for key in (name, f"{section}_{name}") if key in known and value is not None}
         return Settings(**given)
 
 

@@ -19,7 +19,7 @@ from ngd_fast.faces.classes import CLASS_NAMES
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.faces.feeds import Feed, make_feed
 from ngd_fast.faces.pixels import source_shape
-from ngd_fast.objective import backends, choice
+from ngd_fast.objective import choice
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student import stem
 from ngd_fast.student.config import StudentConfig, differing_keys
@@ -66,12 +66,12 @@ def train_students(
             return [read_json(folder / METRICS_NAME) for folder in folders]
         inputs = [load_inputs(config)]
         inputs += [load_inputs(c, (inputs[0].train, inputs[0].valid)) for c in configs[1:]]
-        backend, *_ = [_choose_backend(c, device) for c in configs]
+        slower = dict.fromkeys(_choose_backend(c, device) for c in configs)
         for folder in folders:
             require_free(folder, resume=resume)
-        fastest = "cpu" if device.type == "cpu" else "cuda"
-        if ranks.is_main and backend != fastest and config.objective.backend is None:
-            say(f"objective: {backend} ({fastest}: {backends.why_not(fastest) or 'not for such sizes'})")
+        for line in slower:
+            if ranks.is_main and line:
+                say(line)
         ranks.barrier()  # before rank 0 fills the folders that the others look into
         metrics = _train(configs, folders, inputs, ranks, device, resume)
         ranks.barrier()
@@ -352,9 +352,18 @@ def _require_alike(configs: Sequence[StudentConfig]) -> None:
 
 
 def _choose_backend(config: StudentConfig, device: torch.device) -> str:
-    """The objective's backend; raises UserError where the one named cannot train this student on this device."""
-    features = torch.empty(0, config.model.embedding_dim, device=device)
+    """What to say where the objective's backend is none that was named, nor the fastest; empty elsewhere.
+
+    Raises UserError where the one named cannot train this student on this device.
+    """
+    objective, classes = config.objective, len(CLASS_NAMES)
+    features, logits = (torch.empty(0, size, device=device) for size in (config.model.embedding_dim, classes))
+    inputs = choice.Inputs(features, teacher_logits=logits if objective.kd.weight > 0 else None)
+    fastest = "cpu" if device.type == "cpu" else "cuda"
     try:
-        return choice.choose(config.objective.backend, choice.Inputs(features), len(CLASS_NAMES))
+        backend = choice.choose(objective.backend, inputs, classes, objective.kd.mode)
     except RuntimeError as error:
         raise UserError(f"objective.backend: {error}") from None
+    if objective.backend is not None or backend == fastest:
+        return ""
+    return f"objective: {backend} ({fastest}: {choice.why_not(fastest, inputs, classes, objective.kd.mode)})"

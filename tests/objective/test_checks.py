@@ -38,7 +38,7 @@ def call(backend=None, **changes):
         ({"kd_temperature": 0.0}, ValueError, "kd_temperature: wanted a number above 0, got 0.0"),
         ({"proto_temperature": -1}, ValueError, "proto_temperature: wanted a number above 0, got -1"),
         ({"kd_weight": float("nan")}, ValueError, "kd_weight: wanted a finite number, got nan"),
-        ({"kd_mode": "mae"}, ValueError, "kd_mode: wanted 'mse' or 'kl' or 'logitstd', got 'mae'"),
+        ({"kd_mode": "mae"}, ValueError, "kd_mode: wanted 'mse' or 'kl' or 'logitstd' or 'dkd' or 'dist', got 'mae'"),
         ({"high_valence": (1, 4)}, ValueError, "high_valence: wanted classes from 0 to 3, got 4"),
         ({"high_valence": (1, 1)}, ValueError, "high_valence: wanted different classes"),
         ({"high_valence": (1.0,)}, TypeError, "high_valence: wanted class indices"),

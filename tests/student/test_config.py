@@ -54,6 +54,18 @@ def test_unknown_key_names_the_nearest():
         load_student_config("B1", ["objective.kd.temprature=4"])
 
 
+def test_kd_modes_reach_the_objective():
+    settings = load_student_config("B1", ["objective.kd.mode=dkd", "objective.kd.beta=0.5"]).objective.settings()
+    assert (settings.kd_mode, settings.kd_alpha, settings.kd_beta) == ("dkd", 1.0, 0.5)
+    plain = load_student_config("B1").model_dump(mode="json")
+    del plain["objective"]["kd"]["alpha"], plain["objective"]["kd"]["beta"]  # a checkpoint from before there was dkd
+    assert differing_keys(plain, load_student_config("B1").model_dump(mode="json")) == []
+    with pytest.raises(UserError, match=r"objective\.kd\.beta: .* greater than or equal to 0"):
+        load_student_config("B1", ["objective.kd.beta=-1"])
+    with pytest.raises(UserError, match=r"objective\.kd\.mode: .*'dkd'"):
+        load_student_config("B1", ["objective.kd.mode=dkt"])
+
+
 def test_wrong_values_are_named():
     with pytest.raises(UserError, match=r"train\.epochs"):
         load_student_config("B0", ["train.epochs=many"])

@@ -45,7 +45,21 @@ def test_it_is_said_where_the_objective_is_not_the_fastest(small_config, tmp_pat
     assert "objective: reference (cpu: built with PyTorch 2)\n" in capsys.readouterr().err
 
 
+def test_it_is_said_that_the_reference_computes_a_kd_mode(small_config, teacher, tmp_path, capsys):
+    if reason := backends.why_not("cpu"):
+        pytest.skip(reason)
+    overrides = ("objective.kd.mode=dkd", "train.accumulation=7", f"objective.kd.teacher={teacher}")
+    with pytest.raises(UserError, match=r"lower train\.accumulation"):
+        train_student(small_config("B1", *overrides), tmp_path / "run")
+    line = "objective: reference (cpu: has no kd_mode 'dkd'; the reference has)\n"
+    assert line in capsys.readouterr().err
+    with pytest.raises(UserError, match="backend 'cpu' cannot do this: has no kd_mode 'dkd'"):
+        train_student(small_config("B1", *overrides, "objective.backend=cpu"), tmp_path / "run")
+
+
 def test_kd_without_a_teacher_and_proto_without_a_bank_are_refused(small_config, tmp_path):
+    with pytest.raises(UserError, match="give --teacher"):
+        train_student(small_config("B1", "objective.kd.mode=dist"), tmp_path / "run")
     with pytest.raises(UserError, match="give --teacher"):
         train_student(small_config("B1"), tmp_path / "run")
     (tmp_path / "no_student.safetensors").write_bytes(b"no student")
