@@ -163,13 +163,19 @@ class ObjectiveConfig(Config):
 
 
 class OptimizerConfig(Config):
-    """AdamW with a cosine to ``min_lr``, after a linear warm-up."""
+    """AdamW or Muon with a cosine to ``min_lr``, after a linear warm-up."""
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """muon: Muon for the backbone's convolutions behind the first, AdamW for everything else."""
     lr: float = Field(2e-4, gt=0)
     min_lr: float = Field(0.0, ge=0)
     weight_decay: float = Field(0.05, ge=0)
     betas: tuple[Annotated[float, Field(ge=0, lt=1)], Annotated[float, Field(ge=0, lt=1)]] = (0.9, 0.999)
     eps: float = Field(1e-8, gt=0)
+    momentum: float = Field(0.95, ge=0, lt=1)
+    """Muon's; ``betas`` and ``eps`` are AdamW's."""
+    muon_lr_scale: float = Field(1.0, gt=0)
+    """Factor on ``lr`` for Muon, whose steps already have the size (RMS) of AdamW's."""
     decay_all: bool = True
     """Weight decay on biases and normalisation layers too (plain AdamW, as the paper)."""
     warmup_epochs: float = Field(0.0, ge=0)

@@ -4,7 +4,7 @@ The head is a plain linear layer on unit features, as the paper writes it: its l
 fixed factor ``logit_scale`` (1 = the paper) lets short trainings reach confident logits sooner.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -132,12 +132,15 @@ def compile_network(network: nn.Module, *, deterministic: bool) -> nn.Module:
     return torch_compile(network, dynamic=False, options=options)
 
 
-def weight_decay_groups(module: nn.Module, weight_decay: float, *, everything: bool) -> list[dict]:
+def weight_decay_groups(
+    module: nn.Module, weight_decay: float, *, everything: bool, but_for: Collection[nn.Parameter] = ()
+) -> list[dict]:
     """Parameter groups for AdamW: ``everything`` decays all (the paper's plain AdamW), else vectors are spared.
 
-    Vectors are biases and the scales and shifts of normalisation layers.
+    Vectors are biases and the scales and shifts of normalisation layers. Those in ``but_for`` are left out.
     """
-    parameters = [p for p in module.parameters() if p.requires_grad]
+    others = set(but_for)
+    parameters = [p for p in module.parameters() if p.requires_grad and p not in others]
     if everything:
         return [{"params": parameters, "weight_decay": weight_decay}]
     groups: Sequence[tuple[bool, float]] = ((True, weight_decay), (False, 0.0))

@@ -1,4 +1,4 @@
-"""One step of training: forward, objective, backward, clipping, AdamW. Run by ``StepRunner``, for one student.
+"""One step of training: forward, objective, backward, clipping, optimizer. Run by ``StepRunner``, for one student.
 
 Everything that changes from step to step (learning rate, D-Geo's weight, step counter, the terms of the last steps)
 lies in device tensors that are changed in place, so that a step asks the device nothing and can be captured as one CUDA
@@ -15,11 +15,13 @@ import torch.nn.functional as F
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
+from ngd_fast.errors import UserError
 from ngd_fast.faces.feeds import Batch
 from ngd_fast.objective import functional
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.config import CEConfig, StudentConfig
 from ngd_fast.student.distributed import Ranks
+from ngd_fast.student.muon import Muon, muon_weights
 from ngd_fast.student.networks import Student, compile_network, weight_decay_groups
 
 TERMS = ("loss", "ce", "kd", "proto", "geo_var", "geo_margin", "grad_norm")
@@ -87,16 +89,30 @@ class StudentStep:
         devices = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(network, device_ids=devices, gradient_as_bucket_view=True)
 
-    def _make_optimizer(self) -> torch.optim.AdamW:
+    def _make_optimizer(self) -> torch.optim.AdamW | Muon:
         options = self.config.optimizer
-        groups = weight_decay_groups(self.student, options.weight_decay, everything=options.decay_all)
-        return torch.optim.AdamW(
-            groups,
+        matrices = muon_weights(self.student.backbone) if options.kind == "muon" else []
+        decay = {"everything": options.decay_all, "but_for": matrices}
+        adamw = torch.optim.AdamW(
+            weight_decay_groups(self.student, options.weight_decay, **decay),
             lr=self.lr,
             betas=options.betas,
             eps=options.eps,
             fused=True,
             capturable=self.device.type == "cuda",
+        )
+        if options.kind == "adamw":
+            return adamw
+        if not matrices:
+            arch = self.config.model.arch
+            raise UserError(f"optimizer.kind=muon: model.arch {arch} has no convolutions behind its first; use adamw")
+        return Muon(
+            matrices,
+            adamw,
+            lr=self.lr,
+            weight_decay=options.weight_decay,
+            momentum=options.momentum,
+            lr_scale=options.muon_lr_scale,
         )
 
     def _objective_constants(self, class_counts, bank: PrototypeBank | None) -> None:

@@ -87,6 +87,16 @@ def test_network_that_draws_random_numbers_resumes_beside_a_teacher(small_config
     assert_same_run(tmp_path / "whole", tmp_path / "parts")
 
 
+def test_muon_resumes_within_an_epoch(small_config, tmp_path, monkeypatch):
+    config = small_config("B0", "optimizer.kind=muon", "model.arch=resnet18-w8", "train.checkpoint_every=2")
+    train_student(config, tmp_path / "whole")
+    kill_at(monkeypatch, 10, config, tmp_path / "parts")
+    progress = final_state(tmp_path / "parts")["progress"]
+    assert (progress["epoch"], progress["step"]) == (1, 2)
+    train_student(config, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+
+
 STAGES = "train.resolution=[{from_epoch: 0, image_size: 16}, {from_epoch: 1, image_size: 20}]"
 
 

@@ -15,6 +15,8 @@ from ngd_fast.student.schedule import learning_rate, schedule_table
 from ngd_fast.student.step import TERMS, class_weights
 from ngd_fast.student.step_runner import StepRunner, restore, snapshot
 
+BOTH = pytest.mark.parametrize("kind", ["optimizer.kind=adamw", "optimizer.kind=muon"])
+
 
 def test_class_weights_are_mild_and_average_to_one():
     counts = [1000, 16, 81, 0]
@@ -132,10 +134,11 @@ def test_fp16_scaler_leaves_out_a_step_that_overflows(make_step, make_batches):
     assert not torch.equal(step.student.head.weight, weights)
 
 
-def test_state_goes_over_to_another_step_bit_for_bit(make_step, make_batches):
+@BOTH
+def test_state_goes_over_to_another_step_bit_for_bit(kind, make_step, make_batches):
     batches = make_batches(4, 16)
-    one, _ = make_step("B0", "train.ema=0.9")
-    two, _ = make_step("B0", "train.ema=0.9", "seed=9")
+    one, _ = make_step("B0", kind, "train.ema=0.9")
+    two, _ = make_step("B0", kind, "train.ema=0.9", "seed=9")
     for batch in batches[:2]:
         one.run([batch], [None])
     two.load_state_dict(copy.deepcopy(one.state_dict()))
@@ -145,12 +148,13 @@ def test_state_goes_over_to_another_step_bit_for_bit(make_step, make_batches):
     assert_equal_steps(one, two)
 
 
+@BOTH
 @pytest.mark.parametrize("steps_before", [0, 2])
-def test_restore_undoes_a_warm_up(steps_before, make_step, make_batches):
+def test_restore_undoes_a_warm_up(kind, steps_before, make_step, make_batches):
     """What a capture runs to warm up must leave no trace, also not in an optimizer that was fresh."""
     batches = make_batches(5, 16)
-    plain, _ = make_step("B0")
-    warmed, _ = make_step("B0")
+    plain, _ = make_step("B0", kind)
+    warmed, _ = make_step("B0", kind)
     for batch in batches[:steps_before]:
         plain.run([batch], [None])
         warmed.run([batch], [None])
@@ -210,10 +214,11 @@ class _NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def test_step_asks_the_device_nothing(make_step, make_batches, monkeypatch):
+@BOTH
+def test_step_asks_the_device_nothing(kind, make_step, make_batches, monkeypatch):
     # On the CPU the objective looks at its labels, to raise IndexError; on a GPU it does not.
     monkeypatch.setattr("ngd_fast.objective.checks.index_values", lambda *args: None)
-    step, _ = make_step("B3", "objective.backend=reference", "train.ema=0.9")
+    step, _ = make_step("B3", kind, "objective.backend=reference", "train.ema=0.9")
     batches = make_batches(2, 16)
     step.run(batches[:1], [torch.zeros(16, 8)])
     with _NoQuestions():
@@ -221,11 +226,12 @@ def test_step_asks_the_device_nothing(make_step, make_batches, monkeypatch):
 
 
 @pytest.mark.gpu
+@BOTH
 @pytest.mark.parametrize("count", [1, 2])
-def test_graph_is_the_same_as_eager(count, make_step, make_batches, monkeypatch):
+def test_graph_is_the_same_as_eager(kind, count, make_step, make_batches, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
     device = torch.device("cuda")
-    settings = ("train.channels_last=true", "train.precision=fp32")
+    settings = (kind, "train.channels_last=true", "train.precision=fp32")
     eager = [make_step("B0", *settings, device=device)[0] for _ in range(count)]
     captured = [make_step("B0", *settings, device=device)[0] for _ in range(count)]
     plain, graph = StepRunner(eager, use_graph=False), StepRunner(captured, use_graph=True)
@@ -235,7 +241,8 @@ def test_graph_is_the_same_as_eager(count, make_step, make_batches, monkeypatch)
     torch.cuda.synchronize()
     for a, b in zip(eager, captured):
         assert int(b.step) == 6
-        torch.testing.assert_close(a.history, b.history, rtol=1e-4, atol=1e-5)
+        rtol = 1e-3 if "muon" in kind else 1e-4  # Muon iterates in bfloat16
+        torch.testing.assert_close(a.history, b.history, rtol=rtol, atol=rtol / 10)
 
 
 def assert_equal_steps(a, b):
