@@ -15,6 +15,7 @@ from ngd_fast.config import Config
 # Draws of one sample, by position.
 AREA, SHIFT_X, SHIFT_Y, FLIP, BRIGHTNESS, CONTRAST, ROTATION, SHEAR = range(8)
 ERASE, ERASE_WIDTH, ERASE_HEIGHT, ERASE_X, ERASE_Y, LABEL = range(8, 14)
+NOISE, NOISE_CLASS = 14, 15  # of label_noise.py, in epoch 0 alone
 
 PARAMETERS = 12
 """Columns of :func:`view_parameters`: six of the matrix, gain, bias, and the erased box (left, top, right, bottom)."""

@@ -28,6 +28,7 @@ class Faces:
     names       N names; default: the row numbers
     subjects    N subject ids ("" = unknown), or None
     source      where the faces came from, for messages and reports
+    true        label_dist and labels as they were before label noise, or None; the checksum is theirs
 
     Raises UserError for arrays that do not fit each other or label rows that do not sum to 1.
     """
@@ -40,6 +41,7 @@ class Faces:
     subjects: list[str] | None = None
     class_names: tuple[str, ...] = CLASS_NAMES
     source: str = "faces"
+    true: tuple[np.ndarray, np.ndarray] | None = field(default=None, repr=False)
     _longest_sides: dict[int, int] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self):
@@ -76,7 +78,10 @@ class Faces:
 
     @cached_property
     def checksum(self) -> str:
-        """SHA-256 over pixels (of path data: the files' bytes), label distributions and labels, in row order."""
+        """SHA-256 over pixels (of path data: the files' bytes), label distributions and labels, in row order.
+
+        Label noise leaves it as it is: it names the data, and what is cached for them does not depend on the noise.
+        """
         digest = hashlib.sha256()
         if self.images is not None:
             digest.update(repr(self.images.shape).encode())
@@ -86,8 +91,8 @@ class Faces:
                 content = Path(path).read_bytes()
                 digest.update(len(content).to_bytes(8, "little"))
                 digest.update(content)
-        digest.update(np.ascontiguousarray(self.label_dist))
-        digest.update(np.ascontiguousarray(self.labels))
+        for values in self.true or (self.label_dist, self.labels):
+            digest.update(np.ascontiguousarray(values))
         return digest.hexdigest()
 
     def longest_side(self, limit: int) -> int:
@@ -114,6 +119,7 @@ class Faces:
             labels=self.labels[rows],
             names=pick(self.names),
             subjects=pick(self.subjects),
+            true=self.true and (self.true[0][rows], self.true[1][rows]),
         )
 
     def decoded(self, side: int, *, grey: bool = False, boxes=None, skip_bad: bool = False) -> "Faces":

@@ -50,6 +50,10 @@ class DataConfig(Config):
     """Turn colour faces into grey ones."""
     draw_labels: bool = False
     """Draw each epoch's labels from the raters' distributions (FER+'s "probability" mode)."""
+    label_noise: float = Field(0.0, ge=0, lt=1)
+    """Fraction of the training faces that get a wrong label, for studies of robustness: by ``seed``, so each seed has
+    other ones; one-hot, also where targets are distributions. Class weights count the labels as they then are, as one
+    would who does not know. Validation faces keep theirs."""
     skip_bad: bool = False
     """Leave undecodable images out, named and counted, instead of stopping."""
 
@@ -345,6 +349,7 @@ def differing_keys(a: dict, b: dict, *, but_for: Sequence[str] = RESUMABLE, pref
         left, right = a.get(key), b.get(key)
         if isinstance(left, dict) and isinstance(right, dict):
             keys += differing_keys(left, right, but_for=but_for, prefix=f"{name}.")
-        elif left != right:
+        # A key that one of them does not have is younger than it; then what is off (0, False, None) was off there.
+        elif left != right and (left or right or (key in a and key in b)):
             keys.append(name)
     return keys

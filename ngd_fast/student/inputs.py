@@ -8,6 +8,7 @@ from ngd_fast.artifacts.files import sha256
 from ngd_fast.console import say
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
+from ngd_fast.faces.label_noise import with_label_noise
 from ngd_fast.prototypes.bank import PrototypeBank
 from ngd_fast.student.config import StudentConfig
 from ngd_fast.student.kd_teacher import teacher_file
@@ -68,6 +69,7 @@ def _load_faces(config: StudentConfig) -> tuple[Faces, Faces]:
     for path, faces in ((data.train, train), (data.valid, valid)):
         if (faces.labels < 0).all():
             raise UserError(f"{path}: none of its {len(faces)} faces has a label")
+    train = with_label_noise(train, data.label_noise, config.seed)
     unlabelled = int((train.labels < 0).sum())
     if unlabelled:
         say(f"{data.train}: left out {unlabelled} faces without a label")

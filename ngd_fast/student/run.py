@@ -99,6 +99,10 @@ def holds_finished_run(folder: Path, config: StudentConfig) -> bool:
 def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.device, resume: bool):
     config = configs[0]
     _set_determinism(config, device)
+    train = inputs[0].train
+    if ranks.is_main and train.true is not None:
+        changed = int((train.labels != train.true[1]).sum())
+        say(f"data.label_noise={config.data.label_noise:g}: {changed} of {len(train)} training faces got a wrong label")
     channels = _input_channels(configs, inputs[0].train, ranks, device)
     feeds = _make_feeds(config, inputs[0], channels, ranks, device)
     with contextlib.ExitStack() as stack:

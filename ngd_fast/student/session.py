@@ -304,6 +304,7 @@ class Session:
             "lr": config.optimizer.lr,
             "kd": config.objective.kd.mode if config.objective.kd.weight else None,
             "device": self.step.device.type,
+            **({"label_noise": config.data.label_noise} if config.data.label_noise else {}),
         }
 
 

@@ -3,10 +3,12 @@
 import numpy as np
 import pytest
 import torch
+from runs import assert_same_run, kill_at
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.objective import backends
+from ngd_fast.student.inputs import load_inputs
 from ngd_fast.student.run import train_student
 from ngd_fast.student.weights import load_student
 
@@ -94,6 +96,44 @@ def test_unlabelled_faces_are_left_out(small_config, files, tmp_path, capsys):
     metrics = train_student(config, tmp_path / "run")
     assert "left out 10 faces" in capsys.readouterr().err
     assert metrics is not None and final_step(tmp_path / "run")["step"] == 86 // 16
+
+
+def test_label_noise_trains_resumes_and_makes_no_other_cache(
+    small_config, files, teacher, tmp_path, monkeypatch, capsys
+):
+    kd = (f"objective.kd.teacher={teacher}", "objective.kd.cached=true", "train.checkpoint_every=2")
+    plain, noisy = small_config("B1", *kd), small_config("B1", *kd, "data.label_noise=0.3")
+    assert "label_noise" not in train_student(plain, tmp_path / "plain")["config"]
+    assert "label_noise" not in capsys.readouterr().err
+    assert train_student(noisy, tmp_path / "whole")["config"]["label_noise"] == 0.3
+    inputs = load_inputs(noisy)
+    changed = int((inputs.train.labels != Faces.load(files["train"]).labels).sum())
+    assert 0 < changed < 96 and f"data.label_noise=0.3: {changed} of 96 training faces" in capsys.readouterr().err
+    assert np.array_equal(inputs.valid.labels, Faces.load(files["valid"]).labels)
+    assert inputs.checksums == load_inputs(plain).checksums
+    assert len(list((tmp_path / "kd_cache").iterdir())) == 1
+    weights = [final_step(tmp_path / name)["student"]["head.weight"] for name in ("plain", "whole")]
+    assert not torch.equal(*weights)
+
+    kill_at(monkeypatch, 9, noisy, tmp_path / "parts")
+    with pytest.raises(UserError, match=r"differs in data\.label_noise \(0\.3 there, 0\.0 here\)"):
+        train_student(plain, tmp_path / "parts", resume=True)
+    train_student(noisy, tmp_path / "parts", resume=True)
+    assert_same_run(tmp_path / "whole", tmp_path / "parts")
+    assert "label_noise: 0.3" in (tmp_path / "parts" / "config.yaml").read_text()
+
+
+def test_label_noise_counts_rows_of_the_file_and_stops_below_one(small_config, files, tmp_path):
+    """Faces without a label are left out after the noise: the others' labels do not depend on them."""
+    faces = Faces.load(files["train"])
+    labels, dist = faces.labels.copy(), faces.label_dist.copy()
+    labels[:10], dist[:10] = -1, 0
+    Faces(images=faces.images, label_dist=dist, labels=labels).save(tmp_path / "some.npz")
+    noise = "data.label_noise=0.3"
+    some = load_inputs(small_config("B0", noise, f"data.train={tmp_path / 'some.npz'}")).train
+    assert np.array_equal(some.labels, load_inputs(small_config("B0", noise)).train.labels[10:])
+    with pytest.raises(UserError, match=r"data\.label_noise"):
+        small_config("B0", "data.label_noise=1")
 
 
 def test_validation_without_labels_is_refused_before_training(small_config, files, tmp_path):
