@@ -151,8 +151,11 @@ def _bank_target(folder: Path, data: bytes) -> None:
 
 
 def _bank_seeds() -> list[bytes]:
-    bank = _bank()
-    return [_members(**bank._arrays(), meta=np.array(json.dumps(bank.meta)))]
+    from ngd_fast.prototypes.clusters import build_clusters
+
+    rng = np.random.default_rng(0)
+    clusters = build_clusters(rng.normal(size=(30, 4)), *rng.uniform(-1, 1, (2, 30)), k=3)
+    return [_members(**bank._arrays(), meta=np.array(json.dumps(bank.meta))) for bank in (_bank(), clusters)]
 
 
 def prediction_arrays() -> dict:

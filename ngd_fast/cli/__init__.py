@@ -7,8 +7,10 @@ import os
 import sys
 import threading
 import warnings
+from collections.abc import Collection
 
 import click
+from click.core import ParameterSource
 
 from ngd_fast._version import __version__
 from ngd_fast.errors import UserError, first_line, lacks_memory
@@ -82,6 +84,13 @@ def main(args: list[str] | None = None) -> None:
         click.echo(f"error: {fault}", err=True)
         status = 2
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def refuse(ctx: click.Context, names: Collection[str], why: str) -> None:
+    """Raise UserError where one of the options ``names`` was typed, which would have no effect."""
+    for option in ctx.command.params:
+        if option.name in names and ctx.get_parameter_source(option.name) == ParameterSource.COMMANDLINE:
+            raise UserError(f"{option.opts[0]}: {why}")
 
 
 def _quiet_libraries() -> None:

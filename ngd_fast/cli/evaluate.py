@@ -1,13 +1,13 @@
 """``ngd-fast evaluate``: a student on a dataset, tables over several runs, and the choice among checkpoints."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
 import click
-from click.core import ParameterSource
 
 from ngd_fast.artifacts.files import file_stem
+from ngd_fast.cli import refuse
 from ngd_fast.cli.checkpoints import Checkpoint, device_option, load_faces, raw_option
 from ngd_fast.cli.evaluate_runs import calibrate, geometry, select, table
 from ngd_fast.cli.evaluation_output import print_corruptions, print_evaluation, print_slices, write_evaluation
@@ -56,10 +56,10 @@ def command(ctx, **options):
     --corruptions corruptions.json and corruptions.png.
     """
     if ctx.invoked_subcommand is not None:
-        _refuse(ctx, options, f"stands before {ctx.invoked_subcommand}, which does not evaluate anything")
+        refuse(ctx, options, f"stands before {ctx.invoked_subcommand}, which does not evaluate anything")
         return
     if options["predictions"] is not None:
-        _refuse(ctx, options.keys() - _FOR_PREDICTIONS, "says how faces are predicted; leave it out with --predictions")
+        refuse(ctx, options.keys() - _FOR_PREDICTIONS, "says how faces are predicted; leave it out with --predictions")
     if options["image_root"] is not None and options["csv"] is None:
         raise UserError("--image-root is where a CSV's paths start from; give --csv with it")
     if options["outs_dir"] is not None:
@@ -116,13 +116,6 @@ def _read_corruptions(path: str | None) -> dict | None:
     if not isinstance(scores, dict) or not {"run", "n", "clean", "corruptions", "data"} <= scores.keys():
         raise UserError(f"{file}: is not as `ngd-fast evaluate --corruptions` writes it")
     return scores
-
-
-def _refuse(ctx: click.Context, names: Iterable[str], why: str) -> None:
-    """Raise UserError where one of the options ``names`` was typed, which would have no effect."""
-    for option in ctx.command.params:
-        if option.name in names and ctx.get_parameter_source(option.name) == ParameterSource.COMMANDLINE:
-            raise UserError(f"{option.opts[0]}: {why}")
 
 
 def _require_no_run(folder: Path, identity: Mapping | None = None) -> None:

@@ -2,6 +2,8 @@
 
 import click
 
+from ngd_fast.cli import refuse
+
 
 @click.group("prototypes")
 def command():
@@ -29,22 +31,51 @@ def _source(function):
 
 @command.command()
 @_source
-@click.option("--out", type=click.Path(dir_okay=False), help="[default: prototypes_5x5.npz, by the grid]")
+@click.option("--out", type=click.Path(dir_okay=False), help="[default: prototypes_5x5.npz, by the layout]")
+@click.option(
+    "--layout",
+    type=click.Choice(["grid", "kmeans"]),
+    default="grid",
+    show_default=True,
+    help="Bins of the plane (the paper's), or clusters of features, which have no empty ones.",
+)
 @click.option("--grid", type=click.IntRange(1, 64), default=5, show_default=True, help="Bins along each axis.")
 @click.option("--fill-radius", type=click.FloatRange(min=1), help="Empty bins look no farther than this many bins.")
+@click.option("--k", type=click.IntRange(2, 4096), default=25, show_default=True, help="Clusters of kmeans.")
+@click.option("--seed", type=click.IntRange(0, 2**32 - 1), default=0, show_default=True, help="Of kmeans.")
 @click.option(
     "--class-prior",
     type=click.Choice(["va_of_label"]),
     help="Add a prior for each expression, from its place in the plane; the student has to ask for it.",
 )
 @click.option("--class-prior-width", type=click.FloatRange(0.2, 10), default=0.4, show_default=True)
-def build(teacher, maps, out, split, grid, fill_radius, class_prior, class_prior_width, device):
-    """Average the teacher's features over a grid of the valence/arousal plane (the paper's Algorithm 1)."""
+@click.pass_context
+def build(ctx, teacher, maps, out, layout, split, grid, fill_radius, k, seed, class_prior, class_prior_width, device):
+    """Average the teacher's features over a grid of the valence/arousal plane (the paper's Algorithm 1).
+
+    With --layout kmeans over clusters of the features instead, each at its members' mean rating.
+    """
     from ngd_fast.devices import pick_device
     from ngd_fast.faces.classes import CLASS_NAMES
     from ngd_fast.prototypes.class_prior import class_conditional_prior
-    from ngd_fast.prototypes.from_teacher import build_bank
+    from ngd_fast.prototypes.from_teacher import build_bank, build_cluster_bank
 
+    clusters = layout == "kmeans"
+    refuse(
+        ctx,
+        ("grid", "fill_radius", "class_prior", "class_prior_width") if clusters else ("k", "seed"),
+        "needs a grid; --layout kmeans has none" if clusters else "is for --layout kmeans",
+    )
+    if clusters:
+        out = out or f"prototypes_kmeans{k}.npz"
+        bank = build_cluster_bank(teacher, maps, split=split, k=k, seed=seed, device=str(pick_device(device)))
+        bank.save(out)
+        click.echo(
+            f"{k} prototypes, clusters of {bank.counts.min()} to {bank.counts.max()} of {bank.meta['windows']} windows "
+            f"of {len(bank.meta['subjects'])} subjects ({split})"
+        )
+        click.echo(f"{out}  sha256 {bank.checksum}")
+        return
     out = out or f"prototypes_{grid}x{grid}.npz"
     bank = build_bank(teacher, maps, split=split, grid=grid, fill_radius=fill_radius, device=str(pick_device(device)))
     if class_prior:
@@ -71,14 +102,11 @@ def show(bank, out):
     from ngd_fast.prototypes.bank import PrototypeBank
 
     loaded = PrototypeBank.load(bank)
-    grid = loaded.grid
-    # High arousal on top, as the plane is drawn.
-    rows = [[f"arousal {loaded.centers[j]:+.2f}", *loaded.counts[:, j]] for j in reversed(range(grid))]
-    print_table(["windows", *(f"valence {c:+.2f}" for c in loaded.centers)], rows, title=str(bank))
-    for k in loaded.empty.nonzero()[0]:
-        sources = [_bin_name(loaded, s) for s in loaded.filled_from[k].nonzero()[0]]
-        click.echo(f"empty {_bin_name(loaded, k)}: filled from {', '.join(sources)}")
-    _say_unreachable(loaded.meta.get("rating_levels"), grid)
+    if loaded.va is not None:
+        rows = [[str(k), n, *(f"{x:+.2f}" for x in loaded.va[k])] for k, n in enumerate(loaded.counts)]
+        print_table(["cluster", "windows", "valence", "arousal"], rows, title=str(bank))
+    else:
+        _show_bins(loaded, str(bank))
     measures = {**separation(loaded), "silhouette": loaded.meta.get("silhouette")}
     for name, text in _MEASURES.items():
         if measures.get(name) is not None:
@@ -91,7 +119,7 @@ def show(bank, out):
         from ngd_fast.prototypes.figures import draw_centers, draw_coverage
 
         for name, draw in (("coverage", draw_coverage), ("centers", draw_centers)):
-            path = f"{out}/{name}_{grid}x{grid}.png"
+            path = f"{out}/{name}_{loaded.layout.replace(' ', '')}.png"
             draw(path, loaded)
             click.echo(path)
 
@@ -103,8 +131,22 @@ def verify(bank):
     from ngd_fast.prototypes.bank import PrototypeBank
 
     loaded = PrototypeBank.load(bank)
-    click.echo(f"{bank}: unchanged, {loaded.grid}x{loaded.grid} prototypes of {loaded.embedding_dim} dimensions")
+    click.echo(f"{bank}: unchanged, {loaded.layout} prototypes of {loaded.embedding_dim} dimensions")
     click.echo(f"sha256 {loaded.checksum}")
+
+
+@command.command()
+@click.argument("banks", nargs=-1, required=True, type=click.Path())
+def compare(banks):
+    """Compare BANKS of any layout: how many of their bins or clusters have windows, and how far these are apart."""
+    from ngd_fast.console import print_table
+    from ngd_fast.prototypes.analysis import compared
+    from ngd_fast.prototypes.bank import PrototypeBank
+
+    rows = [[bank, *compared(PrototypeBank.load(bank)).values()] for bank in banks]
+    cells = [["-" if v is None else f"{v:.3f}" if isinstance(v, float) else v for v in row] for row in rows]
+    columns = ["bank", "layout", "K", "coverage", "mean separation", "smallest"]
+    print_table(columns, cells, title="separation: 1 - cosine between two prototypes with windows of their own")
 
 
 @command.command()
@@ -141,8 +183,20 @@ _MEASURES = {
     "silhouette": "silhouette of the windows, cosine (-1 to 1; 0: bins are not told apart)",
     "mean_cosine": "mean cosine between prototypes with windows of their own",
     "max_cosine": "largest cosine between two of them",
-    "order": "rank correlation of distance in the grid with cosine distance",
+    "order": "rank correlation of distance in the plane with cosine distance",
 }
+
+
+def _show_bins(bank, title: str) -> None:
+    from ngd_fast.console import print_table
+
+    # High arousal on top, as the plane is drawn.
+    rows = [[f"arousal {bank.centers[j]:+.2f}", *bank.counts[:, j]] for j in reversed(range(bank.grid))]
+    print_table(["windows", *(f"valence {c:+.2f}" for c in bank.centers)], rows, title=title)
+    for k in bank.empty.nonzero()[0]:
+        sources = [_bin_name(bank, s) for s in bank.filled_from[k].nonzero()[0]]
+        click.echo(f"empty {_bin_name(bank, k)}: filled from {', '.join(sources)}")
+    _say_unreachable(bank.meta.get("rating_levels"), bank.grid)
 
 
 def _bin_name(bank, k: int) -> str:

@@ -40,11 +40,13 @@ def _pictures(bank_path: str, viz: Path):
     from ngd_fast.prototypes.figures import draw_centers, draw_coverage
 
     bank = PrototypeBank.load(bank_path)
+    coverage = "How the EEG windows cover the valence/arousal grid, and where empty bins take their prototype from."
+    if bank.va is not None:
+        coverage = "The clusters of EEG windows at their mean valence and arousal, and how many windows each has."
     captions = {
-        "prototypes_coverage": (draw_coverage, "How the EEG windows cover the valence/arousal grid, and where empty "
-                                "bins take their prototype from."),
+        "prototypes_coverage": (draw_coverage, coverage),
         "prototypes_centers": (draw_centers, "The prototypes on their first two principal axes, and their cosines."),
-    }  # fmt: skip
+    }
     pictures = {}
     for name, (draw, caption) in captions.items():
         draw(viz / f"{name}.png", bank)

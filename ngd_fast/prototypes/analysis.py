@@ -16,10 +16,11 @@ def cosine_matrix(bank: PrototypeBank) -> np.ndarray:
 
 
 def separation(bank: PrototypeBank) -> dict[str, float]:
-    """From the bank alone, over the bins that have windows of their own.
+    """From the bank alone, over the bins (or clusters) that have windows of their own.
 
     mean_cosine, max_cosine: between different bins; near 1 they look alike to Proto-KD's softmax.
-    order: rank correlation between distance in the grid and cosine distance; 1 where the plane's geometry is kept.
+    order: rank correlation between distance in the grid (of clusters: in the plane) and cosine distance; 1 where the
+    plane's geometry is kept.
     Empty where fewer than three bins have windows.
     """
     from scipy.stats import spearmanr
@@ -29,12 +30,29 @@ def separation(bank: PrototypeBank) -> dict[str, float]:
         return {}
     pairs = np.triu_indices(len(own), 1)
     cosine = cosine_matrix(bank)[np.ix_(own, own)][pairs]
-    place = np.stack(np.divmod(own, bank.grid), axis=1)
+    place = np.stack(np.divmod(own, bank.grid), axis=1) if bank.va is None else bank.places[own]
     distance = np.linalg.norm(place[pairs[0]] - place[pairs[1]], axis=1)
     result = {"mean_cosine": float(cosine.mean()), "max_cosine": float(cosine.max())}
     if np.ptp(distance) > 0 and np.ptp(cosine) > 0:
         result["order"] = float(spearmanr(distance, 1 - cosine).statistic)
     return result
+
+
+def compared(bank: PrototypeBank) -> dict[str, Any]:
+    """What banks of any layout are compared by.
+
+    prototypes: K. coverage: the share of bins or clusters that have windows of their own. mean_distance, min_distance:
+    1 - cosine between two different ones of these; None where there are fewer than two.
+    """
+    own = np.flatnonzero(~bank.empty)
+    distance = 1 - cosine_matrix(bank)[np.ix_(own, own)][np.triu_indices(len(own), 1)]
+    return {
+        "layout": bank.layout,
+        "prototypes": len(bank.prototypes),
+        "coverage": len(own) / len(bank.prototypes),
+        "mean_distance": float(distance.mean()) if len(distance) else None,
+        "min_distance": float(distance.min()) if len(distance) else None,
+    }
 
 
 def silhouette(bank: PrototypeBank, features: np.ndarray, ratings: np.ndarray) -> float | None:

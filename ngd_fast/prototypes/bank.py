@@ -1,7 +1,8 @@
 """Algorithm 1 of the paper (section 4.3): a grid of prototypes over the valence/arousal plane, and its file.
 
 Bin ``(i, j)`` of a grid of ``G x G`` holds the windows whose valence is nearest to centre ``i`` and whose arousal is
-nearest to centre ``j``; it is row ``k = i * G + j`` of every flat array here.
+nearest to centre ``j``; it is row ``k = i * G + j`` of every flat array here. A bank of clusters (``clusters.py``) has
+no grid: its row ``k`` is a cluster, at a place ``va[k]`` of its own.
 """
 
 import hashlib
@@ -17,8 +18,9 @@ import torch
 from ngd_fast.artifacts.files import load_npz, parse_json, save_npz
 from ngd_fast.errors import UserError
 
-# Order of the checksum. class_prior is the one optional array.
+# Order of the checksum. class_prior and va are optional: va makes it a bank of clusters.
 _ARRAYS = ("prototypes", "prior", "counts", "centers", "filled_from")
+_OPTIONAL = ("class_prior", "va")
 _EPS = 1e-12  # as torch.nn.functional.normalize
 
 
@@ -48,13 +50,14 @@ def assign_bins(rating: np.ndarray, grid: int) -> np.ndarray:
 class PrototypeBank:
     """K = G*G frozen prototypes in the teacher's feature space, and how many windows stand behind each.
 
-    prototypes   float32 tensor [K, D], means of L2-normalised features (not normalised again)
-    prior        float32 tensor [K], (N_k + 1) / sum(N + 1)
-    counts       int64 array [G, G]; row = valence bin, column = arousal bin, both from low to high
-    centers      float32 array [G], the same for valence and arousal
+    prototypes   float32 tensor [K, D], means of L2-normalised features (not normalised again; those of clusters are)
+    prior        float32 tensor [K], (N_k + 1) / sum(N + 1); of clusters N_k / sum(N)
+    counts       int64 array [G, G]; row = valence bin, column = arousal bin, both from low to high; of clusters [K]
+    centers      float32 array [G], the same for valence and arousal; of clusters [0]
     filled_from  int64 array [K, K] of 0 and 1; row k names the bins whose mean is prototype k (itself if not empty)
     class_prior  float32 tensor [C, K] or None: a prior for each class instead of the global one
     meta         where it came from (JSON): grid, split, subjects, checksums of teacher and maps
+    va           float32 array [K, 2] or None: for a bank of clusters, valence and arousal of each
     """
 
     prototypes: torch.Tensor
@@ -64,13 +67,15 @@ class PrototypeBank:
     filled_from: np.ndarray
     class_prior: torch.Tensor | None = None
     meta: Mapping[str, Any] = field(default_factory=dict)
+    va: np.ndarray | None = None
 
     def __post_init__(self):
         for name in ("prototypes", "prior", "class_prior"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, torch.as_tensor(value).detach().to("cpu", torch.float32).contiguous())
-        for name, dtype in (("counts", np.int64), ("centers", np.float32), ("filled_from", np.int64)):
+        types = {"counts": np.int64, "centers": np.float32, "filled_from": np.int64}
+        for name, dtype in (types if self.va is None else {**types, "va": np.float32}).items():
             if np.asarray(getattr(self, name)).dtype.kind not in ("iu" if dtype is np.int64 else "f"):
                 raise ValueError(f"{name}: must be {dtype.__name__}, is {np.asarray(getattr(self, name)).dtype}")
             object.__setattr__(self, name, np.ascontiguousarray(getattr(self, name), dtype))
@@ -79,14 +84,18 @@ class PrototypeBank:
     def _check(self) -> None:
         if not isinstance(self.meta, Mapping):
             raise ValueError(f"meta: must be a mapping, is a {type(self.meta).__name__}")
+        if self.va is not None:
+            self._check_clusters(self.va)
         grid = len(self.centers) if self.centers.ndim == 1 else 0
-        k = grid * grid
+        k = grid * grid if self.va is None else len(self.va)
+        beside = f"{grid} centers" if self.va is None else f"{k} places"
         if self.prototypes.ndim != 2 or len(self.prototypes) != k or not k or not self.prototypes.shape[1]:
-            raise ValueError(f"prototypes: must be [{k}, D] beside {grid} centers, is {list(self.prototypes.shape)}")
-        for name, shape in (("prior", (k,)), ("counts", (grid, grid)), ("filled_from", (k, k))):
+            raise ValueError(f"prototypes: must be [{k}, D] beside {beside}, is {list(self.prototypes.shape)}")
+        counts = (grid, grid) if self.va is None else (k,)
+        for name, shape in (("prior", (k,)), ("counts", counts), ("filled_from", (k, k))):
             if tuple(getattr(self, name).shape) != shape:
                 raise ValueError(f"{name}: must be {list(shape)}, is {list(getattr(self, name).shape)}")
-        if not np.allclose(self.centers, bin_centers(grid), atol=1e-6):
+        if self.va is None and not np.allclose(self.centers, bin_centers(grid), atol=1e-6):
             raise ValueError(f"centers: must be {bin_centers(grid).tolist()}, are {self.centers.tolist()}")
         if not torch.isfinite(self.prototypes).all():
             raise ValueError("prototypes: hold NaN or infinite values")
@@ -100,10 +109,34 @@ class PrototypeBank:
                 raise ValueError(f"class_prior: must be [C, {k}], is {list(self.class_prior.shape)}")
             _check_distribution("class_prior", self.class_prior)
 
+    def _check_clusters(self, va: np.ndarray) -> None:
+        if va.ndim != 2 or va.shape[1] != 2:
+            raise ValueError(f"va: must be [{len(self.prototypes)}, 2], is {list(va.shape)}")
+        if not (np.abs(va) <= 1).all():
+            raise ValueError("va: must lie in [-1, 1]")
+        if self.centers.shape != (0,):
+            raise ValueError(f"centers: a bank of clusters has none, are {list(self.centers.shape)}")
+        if not self.counts.all():
+            raise ValueError("counts: a cluster without windows")
+
+    @property
+    def layout(self) -> str:
+        """What its prototypes stand for: bins of a grid ("5x5") or clusters ("kmeans 25")."""
+        return f"{len(self.centers)}x{len(self.centers)}" if self.va is None else f"kmeans {len(self.va)}"
+
     @property
     def grid(self) -> int:
-        """How many bins each axis has."""
+        """How many bins each axis has. Raises UserError for a bank of clusters."""
+        if self.va is not None:
+            raise UserError(f"this bank has no grid: its prototypes are {len(self.va)} clusters (--layout kmeans)")
         return len(self.centers)
+
+    @property
+    def places(self) -> np.ndarray:
+        """float32 [K, 2]: valence and arousal of each prototype, the bin's centre or the cluster's mean rating."""
+        if self.va is not None:
+            return self.va
+        return np.stack([np.repeat(self.centers, self.grid), np.tile(self.centers, self.grid)], axis=1)
 
     @property
     def embedding_dim(self) -> int:
@@ -135,25 +168,11 @@ class PrototypeBank:
 
         Raises ValueError for wrong shapes or values, UserError where no window has both ratings.
         """
-        rows = _array("features", features)
-        ratings = [_array("valence", valence), _array("arousal", arousal)]
-        if rows.ndim != 2 or not rows.shape[1]:
-            raise ValueError(f"features: must be [N, D], have shape {rows.shape}")
-        for name, rating in zip(("valence", "arousal"), ratings):
-            if rating.shape != (len(rows),):
-                raise ValueError(f"{name}: must be [{len(rows)}] as features has rows, is {list(rating.shape)}")
         if fill_radius is not None and not fill_radius >= 1:
             raise ValueError(f"fill_radius: must be at least 1 (one bin) or None, got {fill_radius!r}")
         centers = bin_centers(grid)
-        known = ~(np.isnan(ratings[0]) | np.isnan(ratings[1]))
-        if not known.any():
-            raise UserError(f"none of {len(rows)} windows has both valence and arousal; prototypes need ratings")
-        rows = rows[known]
-        if not np.isfinite(rows).all():
-            raise ValueError(f"features: NaN or infinite in {(~np.isfinite(rows).all(axis=1)).sum()} rows")
-        rows = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _EPS)
-
-        bins = assign_bins(ratings[0][known], grid) * grid + assign_bins(ratings[1][known], grid)
+        rows, ratings, unlabelled = rated_units(features, valence, arousal)
+        bins = assign_bins(ratings[:, 0], grid) * grid + assign_bins(ratings[:, 1], grid)
         counts = np.bincount(bins, minlength=grid * grid)
         prototypes = np.stack([rows[bins == k].mean(axis=0) if n else rows[0] * 0 for k, n in enumerate(counts)])
         filled_from = _sources(counts, grid, fill_radius)
@@ -171,8 +190,8 @@ class PrototypeBank:
             meta={
                 **(meta or {}),
                 "grid": int(grid),
-                "windows": int(known.sum()),
-                "unlabelled": int((~known).sum()),
+                "windows": len(rows),
+                "unlabelled": unlabelled,
                 "fill_radius": fill_radius,
             },
         )
@@ -197,7 +216,7 @@ class PrototypeBank:
         arrays = load_npz(path, required=(*_ARRAYS, "meta", "sha256"))
         text, recorded = str(arrays.pop("meta")), str(arrays.pop("sha256"))
         meta = parse_json(text, f"{path}: meta")
-        unknown = sorted(set(arrays) - {*_ARRAYS, "class_prior"})
+        unknown = sorted(set(arrays) - {*_ARRAYS, *_OPTIONAL})
         if unknown:
             raise UserError(f"{path}: not a bank of prototypes (unknown array {', '.join(unknown)})")
         actual = _checksum(arrays, text)
@@ -226,7 +245,34 @@ class PrototypeBank:
         arrays = {name: np.asarray(getattr(self, name)) for name in _ARRAYS}
         if self.class_prior is not None:
             arrays["class_prior"] = self.class_prior.numpy()
+        if self.va is not None:
+            arrays["va"] = self.va
         return arrays
+
+
+def rated_units(
+    features: torch.Tensor | np.ndarray, valence: torch.Tensor | np.ndarray, arousal: torch.Tensor | np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Of the windows with both ratings: L2-normalised features float64 [n, D] and ratings float64 [n, 2]; and how many
+    have not both.
+
+    Arguments and errors as for :meth:`PrototypeBank.build`.
+    """
+    rows = _array("features", features)
+    ratings = [_array("valence", valence), _array("arousal", arousal)]
+    if rows.ndim != 2 or not rows.shape[1]:
+        raise ValueError(f"features: must be [N, D], have shape {rows.shape}")
+    for name, rating in zip(("valence", "arousal"), ratings):
+        if rating.shape != (len(rows),):
+            raise ValueError(f"{name}: must be [{len(rows)}] as features has rows, is {list(rating.shape)}")
+    known = ~(np.isnan(ratings[0]) | np.isnan(ratings[1]))
+    if not known.any():
+        raise UserError(f"none of {len(rows)} windows has both valence and arousal; prototypes need ratings")
+    rows = rows[known]
+    if not np.isfinite(rows).all():
+        raise ValueError(f"features: NaN or infinite in {(~np.isfinite(rows).all(axis=1)).sum()} rows")
+    units = rows / np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), _EPS)
+    return units, np.stack(ratings, axis=1)[known], int((~known).sum())
 
 
 def _array(name: str, value: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -253,7 +299,7 @@ def _sources(counts: np.ndarray, grid: int, fill_radius: float | None) -> np.nda
 
 def _checksum(arrays: Mapping[str, np.ndarray], meta: str) -> str:
     digest = hashlib.sha256()
-    for name in (*_ARRAYS, "class_prior"):
+    for name in (*_ARRAYS, *_OPTIONAL):
         if name in arrays:
             array = np.ascontiguousarray(arrays[name])
             digest.update(f"{name} {array.dtype.str} {array.shape}\n".encode())

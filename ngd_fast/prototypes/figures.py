@@ -10,8 +10,15 @@ from ngd_fast.teacher.figures import new_figure, save_figure
 
 
 def draw_coverage(path: str | Path, bank: PrototypeBank) -> None:
-    """Windows in each bin; an empty bin is hatched and names the bins it is filled from by thin lines."""
+    """Windows in each bin; an empty bin is hatched and names the bins it is filled from by thin lines.
+
+    A bank of clusters: a disc for each at its valence and arousal, its area by its windows.
+    """
     figure, axes = new_figure(1, size=(5.0, 4.3))  # first: it says what to install where matplotlib is absent
+    if bank.va is not None:
+        _draw_clusters(axes[0, 0], bank)
+        save_figure(path, figure)
+        return
     from matplotlib.patches import Rectangle
 
     axis, grid = axes[0, 0], bank.grid
@@ -36,23 +43,33 @@ def draw_coverage(path: str | Path, bank: PrototypeBank) -> None:
     save_figure(path, figure)
 
 
+def _draw_clusters(axis, bank: PrototypeBank) -> None:
+    valence, arousal = bank.places.T
+    axis.scatter(
+        valence, arousal, s=900 * bank.counts / bank.counts.max(), c="#93c5fd", alpha=0.5, edgecolors="#1d4ed8"
+    )
+    for x, y, count in zip(valence, arousal, bank.counts):
+        axis.text(x, y, count, ha="center", va="center", fontsize=6)
+    axis.set(xlim=(-1.1, 1.1), ylim=(-1.1, 1.1), xlabel="valence", ylabel="arousal")
+    axis.set(title=f"{len(bank.counts)} clusters (numbers: windows)")
+
+
 def draw_centers(path: str | Path, bank: PrototypeBank) -> None:
     """Left: prototypes on their first two principal axes, coloured by valence, neighbours in the grid joined; hollow
-    where filled. Right: cosines between all of them, by row of valence."""
+    where filled. Right: cosines between all of them, by row of valence. Clusters are joined to none."""
     figure, axes = new_figure(2, size=(4.6, 4.0))
-    grid = bank.grid
     vectors = bank.prototypes.double().numpy()
     centered = vectors - vectors.mean(axis=0)
     _, _, axes_of_variance = np.linalg.svd(centered, full_matrices=False)
     place = np.zeros((len(vectors), 2))
     projected = centered @ axes_of_variance[:2].T
     place[:, : projected.shape[1]] = projected
-    net = place.reshape(grid, grid, 2)
     left, right = axes[0]
-    for line in (*net, *net.transpose(1, 0, 2)):
-        left.plot(line[:, 0], line[:, 1], color="#cbd5e1", lw=0.7, zorder=1)
-    valence = np.repeat(bank.centers, grid)
-    arousal = np.tile(bank.centers, grid)
+    if bank.va is None:
+        net = place.reshape(bank.grid, bank.grid, 2)
+        for line in (*net, *net.transpose(1, 0, 2)):
+            left.plot(line[:, 0], line[:, 1], color="#cbd5e1", lw=0.7, zorder=1)
+    valence, arousal = bank.places.T
     sizes = 20 + 40 * (arousal + 1)
     colors = figure.colorbar(
         left.scatter(place[:, 0], place[:, 1], c=valence, s=0, cmap="coolwarm", vmin=-1, vmax=1), ax=left, shrink=0.8
@@ -64,9 +81,11 @@ def draw_centers(path: str | Path, bank: PrototypeBank) -> None:
     left.locator_params(nbins=5)
     left.set(xlabel="first principal axis", ylabel="second principal axis", title="Prototypes")
     image = right.imshow(cosine_matrix(bank), cmap="RdBu_r", vmin=-1, vmax=1)
-    ticks = np.arange(grid) * grid + (grid - 1) / 2
-    labels = [f"{center:.2g}" for center in bank.centers]
-    right.set(xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)
-    right.set(xlabel="valence (arousal within)", ylabel="valence (arousal within)", title="Cosine between prototypes")
+    if bank.va is None:
+        ticks = np.arange(bank.grid) * bank.grid + (bank.grid - 1) / 2
+        labels = [f"{center:.2g}" for center in bank.centers]
+        right.set(xticks=ticks, yticks=ticks, xticklabels=labels, yticklabels=labels)
+    name = "valence (arousal within)" if bank.va is None else "cluster, by valence"
+    right.set(xlabel=name, ylabel=name, title="Cosine between prototypes")
     figure.colorbar(image, ax=right, shrink=0.8)
     save_figure(path, figure)

@@ -11,6 +11,7 @@ from ngd_fast.eeg.join import load_maps
 from ngd_fast.errors import UserError
 from ngd_fast.prototypes.analysis import rating_levels, silhouette
 from ngd_fast.prototypes.bank import PrototypeBank
+from ngd_fast.prototypes.clusters import build_clusters
 from ngd_fast.teacher.inputs import embed
 from ngd_fast.teacher.network import load_teacher
 
@@ -83,3 +84,18 @@ def build_bank(
         meta={**meta, "rating_levels": rating_levels(ratings)},
     )
     return replace(bank, meta={**bank.meta, "silhouette": silhouette(bank, features, ratings)})
+
+
+def build_cluster_bank(
+    teacher_path: str | Path,
+    maps_path: str | Path | Sequence[str | Path],
+    *,
+    split: Literal["validation", "train", "all"] = "validation",
+    k: int = 25,
+    seed: int = 0,
+    device: str = "cpu",
+) -> PrototypeBank:
+    """:func:`build_clusters` on :func:`rated_features`; its metadata adds rating_levels."""
+    features, ratings, meta = rated_features(teacher_path, maps_path, split=split, device=device)
+    meta = {**meta, "rating_levels": rating_levels(ratings)}
+    return build_clusters(features, ratings[:, 0], ratings[:, 1], k=k, seed=seed, meta=meta)

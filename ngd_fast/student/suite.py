@@ -89,7 +89,10 @@ def grid_jobs(
         raise UserError("sweep grid: --banks must name two or more, made by ngd-fast prototypes build --grid N")
     grids: dict[int, str] = {}
     for bank in banks:
-        grid = PrototypeBank.load(bank).grid
+        loaded = PrototypeBank.load(bank)
+        if loaded.va is not None:
+            raise UserError(f"sweep grid: {bank} has no grid, but {len(loaded.va)} clusters (--layout kmeans)")
+        grid = loaded.grid
         if grid in grids:
             raise UserError(f"sweep grid: {grids[grid]} and {bank} have the same grid, {grid}x{grid}")
         grids[grid] = bank

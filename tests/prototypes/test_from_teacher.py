@@ -13,7 +13,8 @@ from ngd_fast.artifacts.files import load_npz, save_npz, sha256
 from ngd_fast.cli.prototypes import command
 from ngd_fast.eeg.manifest import Topomaps
 from ngd_fast.errors import UserError
-from ngd_fast.prototypes.from_teacher import build_bank
+from ngd_fast.prototypes.analysis import compared
+from ngd_fast.prototypes.from_teacher import build_bank, build_cluster_bank
 from ngd_fast.teacher.config import InputConfig, NetworkConfig
 from ngd_fast.teacher.inputs import embed
 from ngd_fast.teacher.network import Teacher, load_teacher, save_teacher
@@ -116,6 +117,39 @@ def test_the_command_line_builds_shows_verifies_and_sweeps(files, tmp_path):
     assert [row["grid"] for row in rows] == list(range(3, 10)) and rows[4]["unreachable"] == 24
     assert "7x7: ratings on 5 levels can never fill 24" in result.output
     assert isinstance(invoke("sweep", *source, "--smallest", 5, "--largest", 4).exception, UserError)
+
+
+def test_the_command_line_builds_shows_and_compares_clusters(files, tmp_path):
+    folder, path = files
+    source, bank = ("--teacher", folder, "--maps", path), tmp_path / "k.npz"
+    result = invoke("build", *source, "--layout", "kmeans", "--k", 6, "--seed", 3, "--out", bank)
+    assert result.exit_code == 0, result.output
+    loaded = PrototypeBank.load(bank, embedding_dim=256)
+    assert loaded.layout == "kmeans 6" and loaded.meta["seed"] == 3 and loaded.meta["split"] == "validation"
+    assert f"6 prototypes, clusters of {loaded.counts.min()} to" in result.output and loaded.checksum in result.output
+    expected = build_cluster_bank(folder, path, k=6, seed=3)
+    assert torch.equal(loaded.prototypes, expected.prototypes) and loaded.meta["subjects"] == [2, 3]
+
+    result = invoke("show", bank, "--out", tmp_path / "figs")
+    assert result.exit_code == 0, result.output
+    assert f"{loaded.va[5, 0]:+.2f}" in result.output and "empty" not in result.output
+    assert {p.name for p in (tmp_path / "figs").iterdir()} == {"coverage_kmeans6.png", "centers_kmeans6.png"}
+    assert "unchanged, kmeans 6 prototypes of 256" in invoke("verify", bank).output
+
+    invoke("build", *source, "--grid", 7, "--out", tmp_path / "g.npz")
+    result = invoke("compare", tmp_path / "g.npz", bank)
+    assert result.exit_code == 0 and "1.000" in result.output
+    assert f"{compared(loaded)['mean_distance']:.3f}" in result.output
+    for options, message in (
+        (("--layout", "kmeans", "--grid", 5), "--grid: needs a grid"),
+        (("--layout", "kmeans", "--class-prior", "va_of_label"), "--class-prior: needs a grid"),
+        (("--k", 5), "--k: is for --layout kmeans"),
+        (("--layout", "kmeans", "--k", 17), "k 17: there are only 16 different windows"),
+    ):
+        error = invoke("build", *source, *options, "--out", tmp_path / "none.npz").exception
+        assert isinstance(error, UserError) and message in str(error) and "\n" not in str(error)
+    assert "1 is not in the range" in invoke("build", *source, "--layout", "kmeans", "--k", 1).output
+    assert not (tmp_path / "none.npz").exists()
 
 
 def test_the_class_prior_is_off_by_default(files, tmp_path):

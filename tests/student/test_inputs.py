@@ -1,5 +1,7 @@
 """What a training takes and refuses: configurations, banks, unlabelled and unreadable faces, first weights."""
 
+import json
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from runs import assert_same_run, kill_at
 from ngd_fast.errors import UserError
 from ngd_fast.faces.dataset import Faces
 from ngd_fast.objective import backends
+from ngd_fast.prototypes.clusters import build_clusters
 from ngd_fast.student.inputs import load_inputs
 from ngd_fast.student.run import train_student
 from ngd_fast.student.weights import load_student
@@ -85,6 +88,17 @@ def test_bank_that_does_not_fit_is_refused(small_config, files, tmp_path):
     np.savez(touched, **arrays)
     with pytest.raises(UserError, match=r"bank\.npz"):
         train_student(small_config(*without_kd, f"objective.proto.bank={touched}"), tmp_path / "run")
+
+
+@pytest.mark.parametrize("k", [2, 25])
+def test_a_bank_of_clusters_trains(small_config, tmp_path, k):
+    rng = np.random.default_rng(0)
+    bank = build_clusters(rng.normal(size=(200, 256)), *rng.uniform(-1, 1, (2, 200)), k=k)
+    bank.save(tmp_path / "k.npz")
+    config = small_config("B2", "objective.kd.weight=0", f"objective.proto.bank={tmp_path / 'k.npz'}", "train.epochs=1")
+    train_student(config, tmp_path / "run")
+    (line,) = (tmp_path / "run" / "log.jsonl").read_text().splitlines()
+    assert 0 < json.loads(line)["proto"] < 1
 
 
 def test_unlabelled_faces_are_left_out(small_config, files, tmp_path, capsys):

@@ -2,11 +2,13 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from ngd_fast import cli
 from ngd_fast.artifacts.verify import verify
 from ngd_fast.errors import UserError
+from ngd_fast.prototypes.clusters import build_clusters
 from ngd_fast.student.step import StudentStep
 from ngd_fast.student.suite import ablation_jobs, grid_jobs, report_jobs, run_jobs, run_suite, sweep_jobs
 
@@ -126,6 +128,10 @@ def test_grid_sweep_takes_one_bank_for_each_grid(overrides, files, make_bank, tm
         grid_jobs("B3", banks[:1], [1], overrides, tmp_path)
     with pytest.raises(UserError, match="same grid"):
         grid_jobs("B3", [banks[0], banks[0]], [1], overrides, tmp_path)
+    rng = np.random.default_rng(0)
+    build_clusters(rng.normal(size=(40, 256)), *rng.uniform(-1, 1, (2, 40)), k=4).save(tmp_path / "k.npz")
+    with pytest.raises(UserError, match=r"sweep grid: .*k\.npz has no grid, but 4 clusters"):
+        grid_jobs("B3", [banks[0], str(tmp_path / "k.npz")], [1], overrides, tmp_path)
 
 
 # -- the command line ----------------------------------------------------------------------------------------------
