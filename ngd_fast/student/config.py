@@ -339,17 +339,25 @@ def load_student_config(name: str | Path | None, overrides: Sequence[str] = ()) 
     return load_config(StudentConfig, None if name is None else find_config(name), overrides)
 
 
-def differing_keys(a: dict, b: dict, *, but_for: Sequence[str] = RESUMABLE, prefix: str = "") -> list[str]:
-    """Dotted keys at which two dumped configurations differ, those in ``but_for`` left out."""
+def differing_keys(
+    a: dict, b: dict, *, but_for: Sequence[str] = RESUMABLE, prefix: str = "", defaults: dict | None = None
+) -> list[str]:
+    """Dotted keys at which two dumped configurations differ, those in ``but_for`` left out.
+
+    A key that one of them lacks is younger than it, and had what is now its default (StudentConfig's, in ``defaults``).
+    """
+    defaults = StudentConfig().model_dump(mode="json") if defaults is None else defaults
     keys = []
     for key in sorted(a.keys() | b.keys()):
         name = f"{prefix}{key}"
         if name in but_for:
             continue
-        left, right = a.get(key), b.get(key)
+        left, right = (side.get(key, defaults.get(key)) for side in (a, b))
         if isinstance(left, dict) and isinstance(right, dict):
-            keys += differing_keys(left, right, but_for=but_for, prefix=f"{name}.")
-        # A key that one of them does not have is younger than it; then what is off (0, False, None) was off there.
-        elif left != right and (left or right or (key in a and key in b)):
+            inner = defaults.get(key)
+            keys += differing_keys(
+                left, right, but_for=but_for, prefix=f"{name}.", defaults=inner if isinstance(inner, dict) else {}
+            )
+        elif left != right:
             keys.append(name)
     return keys

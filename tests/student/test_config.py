@@ -96,10 +96,12 @@ def test_resolution_grows_by_stages():
     assert differing_keys(plain, config.model_dump(mode="json")) == ["train.resolution"]
     del plain["train"]["resolution"]  # a checkpoint from before there were stages
     assert differing_keys(plain, load_student_config("B0").model_dump(mode="json")) == []
-    del plain["data"]["label_noise"]  # as young, and off
+    del plain["data"]["label_noise"], plain["optimizer"]["kind"]  # as young, and of their defaults
     assert differing_keys(plain, load_student_config("B0").model_dump(mode="json")) == []
     noisy = load_student_config("B0", ["data.label_noise=0.1"]).model_dump(mode="json")
     assert differing_keys(plain, noisy) == ["data.label_noise"]
+    muon = load_student_config("B0", ["optimizer.kind=muon"]).model_dump(mode="json")
+    assert differing_keys(plain, muon) == differing_keys(muon, plain) == ["optimizer.kind"]
 
 
 def test_every_size_of_the_fast_recipe_fits_the_fused_stem():
