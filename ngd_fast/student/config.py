@@ -166,6 +166,27 @@ class ObjectiveConfig(Config):
         return Settings(**given)
 
 
+class SAMConfig(Config):
+    """Sharpness-aware minimisation (Foret et al., 2021): the step takes the gradient at weights that are moved first,
+    by ``rho`` along the gradient, and put back. Twice the work of a step; with ``train.accumulation`` over all batches
+    of it. What is logged is of the weights themselves, but for grad_norm. Batch norm's running statistics are of the
+    first pass. A network that draws random numbers (none by default; torchvision's stochastic depth) draws other ones
+    in the second. Gradients that are not finite move nothing."""
+
+    rho: float = Field(0.0, ge=0)
+    """How far, as an L2 norm over all weights; 0: off. Papers: 0.05 to 0.1, adaptive 0.5 to 2."""
+    every: int = Field(1, ge=1)
+    """Every n-th step only, the others plain. Above 1 a GPU's steps run without a CUDA graph (train.cuda_graph=auto;
+    true is refused): one graph holds one kind of step."""
+    adaptive: bool = False
+    """ASAM (Kwon et al., 2021): weights move in proportion to their own size."""
+
+    @property
+    def alternates(self) -> bool:
+        """Are some steps plain and others not?"""
+        return self.rho > 0 and self.every > 1
+
+
 class OptimizerConfig(Config):
     """AdamW or Muon with a cosine to ``min_lr``, after a linear warm-up."""
 
@@ -183,6 +204,7 @@ class OptimizerConfig(Config):
     decay_all: bool = True
     """Weight decay on biases and normalisation layers too (plain AdamW, as the paper)."""
     warmup_epochs: float = Field(0.0, ge=0)
+    sam: SAMConfig = SAMConfig()
 
 
 class ResolutionStage(Config):
@@ -209,7 +231,7 @@ class TrainConfig(Config):
     compile: Literal["auto"] | bool = "auto"
     """torch.compile of the backbone; auto: on a GPU."""
     cuda_graph: Literal["auto"] | bool = "auto"
-    """The whole step as one CUDA graph; auto: on a GPU that trains alone."""
+    """The whole step as one CUDA graph; auto: on a GPU that trains alone, without ``optimizer.sam.every``."""
     deterministic: bool = True
     """Only algorithms that give the same bits each time, of cuDNN and in compiled code, chosen without timing them."""
     sync_bn: bool = False
@@ -280,6 +302,12 @@ class StudentConfig(Config):
                 f"train.resolution ends at {self.train.resolution[-1].image_size} px, above data.image_size "
                 f"{self.data.image_size}"
             )
+        return self
+
+    @model_validator(mode="after")
+    def _one_kind_of_step(self):
+        if self.optimizer.sam.alternates and self.train.cuda_graph is True:
+            raise ValueError("train.cuda_graph=true holds one kind of step: use auto, or optimizer.sam.every=1")
         return self
 
     def switches(self) -> dict[str, bool]:

@@ -115,6 +115,9 @@ def _train(configs, folders, inputs: list[Inputs], ranks: Ranks, device: torch.d
                 f"{config.train.accumulation} batches of {config.train.batch_size}; lower train.accumulation"
             )
         use_graph = _on("cuda_graph", config, device, alone=ranks.world_size == 1)
+        if use_graph and any(c.optimizer.sam.alternates for c in configs):
+            use_graph = False  # a wish for one was refused with the configuration
+            say("no CUDA graph: optimizer.sam.every is above 1")
         # Before any folder is written, as it may be refused; and before a session takes up its random numbers again.
         teacher = _make_teacher(configs, feeds[0], folders[0].parent / "kd_cache", ranks, device)
         sessions = []

@@ -76,6 +76,7 @@ class StudentStep:
         self.optimizer = self._make_optimizer()
         self.scaler = torch.amp.GradScaler(device.type, enabled=config.train.precision == "fp16")
         self.parameters = [p for p in student.parameters() if p.requires_grad]
+        self._begun = 0  # steps, as the host counts them: replays of a graph are not among them
         self.average = None
         if config.train.ema is not None:
             self.average = {name: value.clone() for name, value in student.state_dict().items()}
@@ -136,18 +137,50 @@ class StudentStep:
         values = self.schedule.index_select(0, self.step.clamp(max=len(self.schedule) - 1))
         self.lr.copy_(values[0, 0])
         self.geo_weight.copy_(values[0, 1])
-        self.optimizer.zero_grad(set_to_none=True)
-        last = len(batches) - 1
-        terms = [
-            self._forward_backward(batch, logits, synchronise=i == last)
-            for i, (batch, logits) in enumerate(zip(batches, teacher_logits, strict=True))
-        ]
+        terms = self._gradients(batches, teacher_logits)
+        sam = self.config.optimizer.sam
+        self._begun += 1
+        if sam.rho > 0 and self._begun % sam.every == 0:
+            self._second_pass(batches, teacher_logits)
         norm = self._update()
         mean = terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
         row = torch.cat([mean, norm.view(1)])
         slot = self.step.remainder(len(self.history))
         self.history.index_copy_(0, slot, row.unsqueeze(0))
         self.step.add_(1)
+
+    def _gradients(self, batches, teacher_logits) -> list[torch.Tensor]:
+        """Make the gradients of the batches' mean; returns each batch's terms."""
+        self.optimizer.zero_grad(set_to_none=True)
+        last = len(batches) - 1
+        return [
+            self._forward_backward(batch, logits, synchronise=i == last)
+            for i, (batch, logits) in enumerate(zip(batches, teacher_logits, strict=True))
+        ]
+
+    def _second_pass(self, batches, teacher_logits) -> None:
+        """SAM: put the gradients at perturbed weights in place of the first; weights and buffers keep their bits."""
+        tensors = [*(p.detach() for p in self.parameters), *self.student.buffers()]
+        before = [tensor.clone() for tensor in tensors]
+        self._perturb()
+        self._gradients(batches, teacher_logits)
+        for tensor, value in zip(tensors, before):
+            tensor.copy_(value)
+
+    @torch.no_grad()
+    def _perturb(self) -> None:
+        """Move the weights w by rho g / |g|; adaptive: rho w^2 g / | |w| g |. No matter how GradScaler scaled g."""
+        sam = self.config.optimizer.sam
+        moves = [p.grad for p in self.parameters]
+        sizes = torch._foreach_abs(self.parameters) if sam.adaptive else None
+        if sam.adaptive:
+            moves = torch._foreach_mul(moves, sizes)
+        factor = sam.rho / torch.nn.utils.get_total_norm(moves, foreach=True)
+        sound = (factor > 0) & (factor < torch.inf)  # neither NaN, nor of a norm that is infinite or 0
+        if sam.adaptive:
+            moves = torch._foreach_mul(moves, sizes)
+        for p, move in zip(self.parameters, moves):
+            p.copy_(torch.where(sound, p + factor * move, p))
 
     def _forward_backward(self, batch: Batch, teacher_logits, *, synchronise: bool) -> torch.Tensor:
         if self.ranks.world_size > 1:
@@ -242,6 +275,7 @@ class StudentStep:
             for name, value in state["average"].items():
                 self.average[name].copy_(value)
         self.step.fill_(state["step"])
+        self._begun = state["step"]
         # Where the epoch's steps are all done, its log still names what the last of them had.
         last = self.schedule[max(0, state["step"] - 1)]
         self.lr.copy_(last[0])

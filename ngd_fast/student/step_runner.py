@@ -28,6 +28,8 @@ class StepRunner:
     """
 
     def __init__(self, steps: Sequence[StudentStep], teacher: Teacher | None = None, *, use_graph: bool):
+        if use_graph and any(step.config.optimizer.sam.alternates for step in steps):
+            raise ValueError("use_graph: one graph holds one kind of step, and optimizer.sam.every is above 1")
         self.steps, self.teacher = list(steps), teacher
         self.use_graph = use_graph
         self.preparing = 0.0

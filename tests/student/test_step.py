@@ -15,7 +15,15 @@ from ngd_fast.student.schedule import learning_rate, schedule_table
 from ngd_fast.student.step import TERMS, class_weights
 from ngd_fast.student.step_runner import StepRunner, restore, snapshot
 
-BOTH = pytest.mark.parametrize("kind", ["optimizer.kind=adamw", "optimizer.kind=muon"])
+OPTIMIZERS = pytest.mark.parametrize(
+    "kind",
+    [
+        "optimizer.kind=adamw",
+        "optimizer.kind=muon",
+        "optimizer.sam.rho=0.1",
+        "optimizer.sam={rho: 0.5, adaptive: true}",
+    ],
+)
 
 
 def test_class_weights_are_mild_and_average_to_one():
@@ -134,7 +142,7 @@ def test_fp16_scaler_leaves_out_a_step_that_overflows(make_step, make_batches):
     assert not torch.equal(step.student.head.weight, weights)
 
 
-@BOTH
+@OPTIMIZERS
 def test_state_goes_over_to_another_step_bit_for_bit(kind, make_step, make_batches):
     batches = make_batches(4, 16)
     one, _ = make_step("B0", kind, "train.ema=0.9")
@@ -148,7 +156,7 @@ def test_state_goes_over_to_another_step_bit_for_bit(kind, make_step, make_batch
     assert_equal_steps(one, two)
 
 
-@BOTH
+@OPTIMIZERS
 @pytest.mark.parametrize("steps_before", [0, 2])
 def test_restore_undoes_a_warm_up(kind, steps_before, make_step, make_batches):
     """What a capture runs to warm up must leave no trace, also not in an optimizer that was fresh."""
@@ -214,7 +222,7 @@ class _NoQuestions(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-@BOTH
+@OPTIMIZERS
 def test_step_asks_the_device_nothing(kind, make_step, make_batches, monkeypatch):
     # On the CPU the objective looks at its labels, to raise IndexError; on a GPU it does not.
     monkeypatch.setattr("ngd_fast.objective.checks.index_values", lambda *args: None)
@@ -226,7 +234,7 @@ def test_step_asks_the_device_nothing(kind, make_step, make_batches, monkeypatch
 
 
 @pytest.mark.gpu
-@BOTH
+@OPTIMIZERS
 @pytest.mark.parametrize("count", [1, 2])
 def test_graph_is_the_same_as_eager(kind, count, make_step, make_batches, monkeypatch):
     monkeypatch.setattr(torch.backends.cudnn, "deterministic", True)
