@@ -14,7 +14,7 @@ def data_options(function):
         click.option("--train", type=click.Path(), help="Faces to learn from: NPZ, CSV list or folder."),
         click.option("--valid", type=click.Path(), help="Faces to choose the best epoch on."),
         click.option("--bank", type=click.Path(), help="Prototypes (prototypes_5x5.npz); needed by B2 and B3."),
-        click.option("--teacher", help="Vision teacher: a run folder; needed by B1 to B3."),
+        click.option("--teacher", multiple=True, help="Vision teacher: a run folder; needed by B1 to B3. Repeatable."),
         click.option("--class-map", type=click.Path(), help="JSON {name: id} where labels are not this package's."),
         click.option("--image-root", type=click.Path(), help="Folder that a CSV's paths start from."),
         click.option("--device", help="auto, cpu, cuda or cuda:N.  [default: auto]"),
@@ -54,7 +54,7 @@ def overrides_of(options: dict, overrides: tuple[str, ...]) -> list[str]:
     """Command-line options as configuration overrides; ``--set`` comes last and wins."""
     from ngd_fast.config import as_override
 
-    given = {_KEYS[name]: value for name, value in options.items() if value is not None}
+    given = {_KEYS[name]: value for name, value in options.items() if value not in (None, ())}
     return [as_override(key, value) for key, value in given.items()] + list(overrides)
 
 

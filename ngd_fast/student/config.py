@@ -97,12 +97,44 @@ class KDConfig(Config):
     """Weights of dkd's two terms: of the target's probability (None: 1) and of the other classes' (None: 8)."""
     temperature: float = Field(5.0, gt=0)
     scale_by_t2: bool = False
-    teacher: str | None = None
-    """A run of ours (folder or .safetensors), or torchvision:NAME / timm:NAME with ``teacher_weights``."""
-    teacher_weights: str | None = None
-    """File of weights of that torchvision or timm classifier, with eight outputs."""
+    teacher: str | tuple[str, ...] | None = None
+    """A run of ours (folder or .safetensors), or torchvision:NAME / timm:NAME with ``teacher_weights``; or a list of
+    such, which ``combine`` makes one."""
+    teacher_weights: str | tuple[str | None, ...] | None = None
+    """File of weights of that torchvision or timm classifier, with eight outputs; for a list of teachers a list as
+    long, null where the teacher is a run of ours."""
+    combine: Literal["probabilities", "logits"] | None = None
+    """Several teachers: the mean of their probabilities at ``temperature`` (as log-probabilities times it), or of their
+    logits. None: logits for mse, which compares these and would see that log-probabilities lie lower; probabilities for
+    every other mode."""
     cached: bool = False
     """Use the teacher's logits on the plain face and its mirror image, computed once, instead of on each view."""
+
+    @field_validator("teacher", "teacher_weights")
+    @classmethod
+    def _one_is_no_list(cls, value):
+        if value == ():
+            raise ValueError("must name one or more, or be null")
+        return value[0] if isinstance(value, tuple) and len(value) == 1 else value
+
+    @model_validator(mode="after")
+    def _weights_for_each(self):
+        count, given = (len(v) if isinstance(v, tuple) else 1 for v in (self.teacher, self.teacher_weights))
+        if self.teacher_weights is not None and count != given:
+            raise ValueError(f"teacher_weights: must be {count}, one for each teacher (null for a run), not {given}")
+        return self
+
+    def teachers(self) -> dict[str, tuple[str | None, str | None]]:
+        """The teacher and its weights under "teacher", or those of several under "teacher_1", "teacher_2", ..."""
+        if not isinstance(self.teacher, tuple):
+            return {"teacher": (self.teacher, self.teacher_weights)}
+        weights = self.teacher_weights or [None] * len(self.teacher)
+        return {f"teacher_{i}": pair for i, pair in enumerate(zip(self.teacher, weights, strict=True), start=1)}
+
+    def mixture(self) -> tuple[str, float]:
+        """What of several teachers is averaged, and at which temperature (of logits: at any, 1)."""
+        combine = self.combine or ("logits" if self.mode == "mse" else "probabilities")
+        return combine, self.temperature if combine == "probabilities" else 1.0
 
 
 class ProtoConfig(Config):

@@ -44,7 +44,7 @@ def load_inputs(config: StudentConfig, faces: tuple[Faces, Faces] | None = None)
 
 
 def load_bank_and_weights(config: StudentConfig) -> tuple[PrototypeBank | None, dict[str, str], dict[str, str]]:
-    """What ``config`` names beside faces: the bank; checksums and paths of bank, teacher and first weights.
+    """What ``config`` names beside faces: the bank; checksums and paths of bank, teachers and first weights.
 
     Raises UserError for anything missing or unfit.
     """
@@ -54,7 +54,7 @@ def load_bank_and_weights(config: StudentConfig) -> tuple[PrototypeBank | None, 
         bank = _load_bank(config)
         files["bank"] = config.objective.proto.bank
     if kd.weight > 0:
-        files["teacher"] = str(teacher_file(kd.teacher, kd.teacher_weights))
+        files |= {name: str(teacher_file(*teacher)) for name, teacher in kd.teachers().items()}
     if weights is not None:
         if not Path(weights).is_file():
             raise UserError(f"model.weights {weights}: no such file")

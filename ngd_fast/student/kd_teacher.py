@@ -2,6 +2,8 @@
 
 import hashlib
 import io
+import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -154,6 +156,33 @@ class LiveTeacher:
         device = batch.images.device.type
         with torch.no_grad(), torch.autocast(device, self.autocast, enabled=self.autocast is not None):
             return self.module(batch.images)
+
+
+def combine_logits(logits: Sequence[torch.Tensor], combine: str, temperature: float) -> torch.Tensor:
+    """Those of several teachers, each [..., C], as one float32 [..., C].
+
+    ``combine``: "logits" for their mean; "probabilities" for the log of the mean of their softmaxes at ``temperature``,
+    times it, so that the result's softmax at that temperature is this mean.
+    """
+    stacked = torch.stack([teacher.float() for teacher in logits])
+    if combine == "logits":
+        return stacked.mean(0)
+    logs = (stacked / temperature).log_softmax(-1)
+    return (logs.logsumexp(0) - math.log(len(logits))) * temperature
+
+
+class CombinedTeacher:
+    """Several teachers as one; see :func:`combine_logits`."""
+
+    def __init__(self, teachers: Sequence[Teacher], combine: str, temperature: float):
+        self.teachers, self.combine, self.temperature = list(teachers), combine, temperature
+
+    def set_epoch(self, epoch: int) -> None:
+        for teacher in self.teachers:
+            teacher.set_epoch(epoch)
+
+    def __call__(self, batch: Batch) -> torch.Tensor:
+        return combine_logits([teacher(batch) for teacher in self.teachers], self.combine, self.temperature)
 
 
 class CachedTeacher:

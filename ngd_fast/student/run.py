@@ -26,7 +26,14 @@ from ngd_fast.student.config import StudentConfig, differing_keys
 from ngd_fast.student.distributed import Ranks, join_ranks
 from ngd_fast.student.fused_teacher import FusedTeacher, prepare_live_teacher
 from ngd_fast.student.inputs import Inputs, load_inputs
-from ngd_fast.student.kd_teacher import CachedTeacher, Teacher, cached_logits, load_kd_teacher
+from ngd_fast.student.kd_teacher import (
+    CachedTeacher,
+    CombinedTeacher,
+    Teacher,
+    cached_logits,
+    combine_logits,
+    load_kd_teacher,
+)
 from ngd_fast.student.networks import build_student
 from ngd_fast.student.resnet import parse_arch
 from ngd_fast.student.schedule import schedule_table
@@ -258,32 +265,28 @@ def _make_step(
 def _make_teacher(
     configs: Sequence[StudentConfig], feed: Feed, cache: Path, ranks: Ranks, device: torch.device
 ) -> Teacher | None:
-    """The one teacher of those that have one, for the batches of the training ``feed``."""
+    """The one teacher (or its several as one) of those that have one, for the batches of the training ``feed``."""
     taught = [c for c in configs if c.objective.kd.weight > 0]
     if not taught:
         return None
     config, kd = taught[0], taught[0].objective.kd
     data = config.data
-    network, checksum = load_kd_teacher(
-        kd.teacher,
-        weights=kd.teacher_weights,
-        class_names=feed.faces.class_names,
-        mean=data.mean,
-        std=data.std,
-        image_size=data.image_size,
-    )
-    network = network.to(device, memory_format=torch.channels_last)
+    view = {"image_size": data.image_size, "mean": data.mean, "std": data.std}
+    known = {"class_names": feed.faces.class_names, **view}
+    loaded = [load_kd_teacher(teacher, weights=weights, **known) for teacher, weights in kd.teachers().values()]
+    loaded = [(network.to(device, memory_format=torch.channels_last), checksum) for network, checksum in loaded]
     autocast = AUTOCAST[config.train.precision]
     if not kd.cached:
-        _require_sizes(config, f"teacher {kd.teacher}", network, feed.channels, device)
         switches = {"compiled": _on("compile", config, device), "deterministic": config.train.deterministic}
-        live = prepare_live_teacher(network, device, autocast, **switches)
-        if ranks.is_main and device.type == "cuda":
-            fused = isinstance(live.module, FusedTeacher)
-            say("teacher: cuDNN's epilogues" if fused else "teacher: layer by layer")
-        return live
-    options = {"image_size": data.image_size, "mean": data.mean, "std": data.std, "grey": data.grey}
-    compute = lambda: cached_logits(  # noqa: E731
+        live = []
+        for (key, (name, _)), (network, _) in zip(kd.teachers().items(), loaded, strict=True):
+            _require_sizes(config, f"teacher {name}", network, feed.channels, device)
+            live.append(prepare_live_teacher(network, device, autocast, **switches))
+            if ranks.is_main and device.type == "cuda":
+                how = "cuDNN's epilogues" if isinstance(live[-1].module, FusedTeacher) else "layer by layer"
+                say(f"{key.replace('_', ' ')}: {how}")
+        return live[0] if len(live) == 1 else CombinedTeacher(live, *kd.mixture())
+    compute = lambda network, checksum: cached_logits(  # noqa: E731
         cache,
         network,
         checksum,
@@ -291,12 +294,16 @@ def _make_teacher(
         device=device,
         autocast=autocast,
         workers=config.feed.workers,
-        **options,
+        grey=data.grey,
+        **view,
     )
     if ranks.is_main:
-        compute()
+        for pair in loaded:
+            compute(*pair)
     ranks.barrier()
-    return CachedTeacher(torch.from_numpy(compute().copy()).to(device), config.augment, config.seed)
+    tables = [torch.from_numpy(compute(*pair).copy()) for pair in loaded]
+    table = tables[0] if len(tables) == 1 else combine_logits(tables, *kd.mixture()).half()
+    return CachedTeacher(table.to(device), config.augment, config.seed)
 
 
 def _require_sizes(
@@ -341,6 +348,8 @@ def _keys_apart(a: StudentConfig, b: StudentConfig) -> list[str]:
     teachers = [c.objective.kd for c in (a, b) if c.objective.kd.weight > 0]
     if len({(kd.teacher, kd.teacher_weights, kd.cached) for kd in teachers}) > 1:
         keys.append("objective.kd.teacher")
+    elif len({kd.mixture() for kd in teachers if isinstance(kd.teacher, tuple)}) > 1:
+        keys.append("how objective.kd combines its teachers (mode, combine, temperature)")
     return keys
 
 
