@@ -253,9 +253,11 @@ def load_npz(path: str | Path, required: tuple[str, ...] = (), rows: tuple[str, 
 
 
 def load_safetensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[str, str]]":
-    """(tensors, metadata) of a safetensors file. Raises UserError for whatever is wrong with it.
+    """(tensors by name, in the order of their names; metadata) of a safetensors file. Raises UserError for whatever is
+    wrong with it.
 
-    Read whole: what safetensors (0.8) gives from an open file leaks 60 bytes a tensor.
+    Read whole: what safetensors (0.8) gives from an open file leaks 60 bytes a tensor. What it gives of a file read
+    whole comes in another order in each process.
     """
     from safetensors import SafetensorError, safe_open
     from safetensors.torch import load
@@ -263,7 +265,7 @@ def load_safetensors(path: str | Path) -> "tuple[dict[str, torch.Tensor], dict[s
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
-        return load(Path(path).read_bytes()), metadata
+        return dict(sorted(load(Path(path).read_bytes()).items())), metadata
     except (SafetensorError, OSError, ValueError, TypeError, KeyError, RuntimeError, MemoryError) as error:
         raise UserError(f"{path}: not a readable safetensors file ({error}); is it truncated?") from None
 

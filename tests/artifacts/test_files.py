@@ -8,6 +8,8 @@ import sys
 
 import numpy as np
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from ngd_fast.artifacts import files
 from ngd_fast.errors import UserError
@@ -143,3 +145,12 @@ def test_json_has_no_nan(tmp_path):
     with pytest.raises(ValueError):
         files.write_json(tmp_path / "a.json", {"x": float("nan")})
     assert os.listdir(tmp_path) == []
+
+
+def test_tensors_come_in_the_order_of_their_names(tmp_path):
+    """safetensors gives them in an order that changes from process to process."""
+    names = [f"layer{i}.{kind}" for i in range(20) for kind in ("weight", "bias")]
+    save_file({name: torch.full((1,), i) for i, name in enumerate(names)}, tmp_path / "w.safetensors")
+    tensors, _ = files.load_safetensors(tmp_path / "w.safetensors")
+    assert list(tensors) == sorted(names)
+    assert all(int(tensors[name]) == i for i, name in enumerate(names))
