@@ -3,6 +3,7 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from norms import as_trained
 
 from ngd_fast.errors import UserError
 from ngd_fast.student import fused_teacher
@@ -16,13 +17,7 @@ PLAIN = {"compiled": False, "deterministic": True}
 
 def make(arch, *, folded=True, scale=None, shift=None):
     torch.manual_seed(0)
-    network = build_student(arch)
-    for module in network.modules():  # statistics as training leaves them
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.1)
+    network = as_trained(build_student(arch))
     teacher = LogitsOnly(network, scale, shift).eval().requires_grad_(False)
     if folded:
         fold_batch_norms(teacher)

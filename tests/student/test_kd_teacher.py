@@ -5,6 +5,7 @@ import copy
 import numpy as np
 import pytest
 import torch
+from norms import as_trained
 
 from ngd_fast.errors import UserError
 from ngd_fast.faces.augment import AugmentConfig
@@ -28,13 +29,7 @@ def load(teacher, **changes):
 @pytest.mark.parametrize("depth", [18, 50])
 def test_folded_batch_norms_compute_the_same(depth):
     torch.manual_seed(0)
-    network = ResNet(depth, 8)
-    for module in network.modules():  # statistics as training leaves them
-        if isinstance(module, torch.nn.BatchNorm2d):
-            module.running_mean.normal_(0, 0.1)
-            module.running_var.uniform_(0.5, 2)
-            torch.nn.init.uniform_(module.weight, 0.5, 1.5)
-            torch.nn.init.normal_(module.bias, std=0.1)
+    network = as_trained(ResNet(depth, 8))
     network.eval().double()
     folded = copy.deepcopy(network)
     fold_batch_norms(folded)
